@@ -1,0 +1,159 @@
+//! A file system that refuses chosen calls of another one.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+
+use crate::{File, FileSystem, OpenMode};
+
+/// A call that a rule may refuse. Reads and look-ups are never refused but by [`Call::Read`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Call {
+    Open,
+    Read,
+    /// The number of bytes about to be written.
+    Write(usize),
+    SetLen(u64),
+    Sync,
+    Rename,
+    Remove,
+    CreateDir,
+    SyncDir,
+}
+
+type Rule = Box<dyn FnMut(Call, &Path) -> Option<io::Error> + Send>;
+type SharedRule = Arc<Mutex<Option<Rule>>>;
+
+/// Wraps a file system; a rule decides which calls fail, and with what. Clones share the rule.
+pub struct FaultyFs<F> {
+    inner: Arc<F>,
+    rule: SharedRule,
+}
+
+impl<F> Clone for FaultyFs<F> {
+    fn clone(&self) -> Self {
+        FaultyFs { inner: self.inner.clone(), rule: self.rule.clone() }
+    }
+}
+
+impl<F: FileSystem> FaultyFs<F> {
+    pub fn new(inner: F) -> Self {
+        FaultyFs { inner: Arc::new(inner), rule: Arc::default() }
+    }
+
+    /// From now on a call for which `rule` gives an error fails with it and has no effect.
+    pub fn set_rule(&self, rule: impl FnMut(Call, &Path) -> Option<io::Error> + Send + 'static) {
+        *self.rule.lock() = Some(Box::new(rule));
+    }
+
+    /// From now on nothing is refused.
+    pub fn clear(&self) {
+        *self.rule.lock() = None;
+    }
+
+    /// Every write, extension and creation fails with "no space left on device" until [`FaultyFs::clear`].
+    pub fn fill_disk(&self) {
+        self.set_rule(|call, _| match call {
+            Call::Write(_) | Call::CreateDir => Some(io::Error::from_raw_os_error(libc::ENOSPC)),
+            Call::SetLen(len) if len > 0 => Some(io::Error::from_raw_os_error(libc::ENOSPC)),
+            _ => None,
+        });
+    }
+
+    fn check(&self, call: Call, path: &Path) -> io::Result<()> {
+        check(&self.rule, call, path)
+    }
+}
+
+fn check(rule: &SharedRule, call: Call, path: &Path) -> io::Result<()> {
+    match rule.lock().as_mut().and_then(|rule| rule(call, path)) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+impl<F: FileSystem> FileSystem for FaultyFs<F> {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        self.check(Call::Open, path)?;
+        let inner = self.inner.open(path, mode)?;
+        Ok(Arc::new(FaultyFile { inner, path: path.to_path_buf(), rule: self.rule.clone() }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.check(Call::Rename, to)?;
+        self.inner.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.check(Call::Remove, path)?;
+        self.inner.remove_file(path)
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.check(Call::CreateDir, path)?;
+        self.inner.create_dir_all(path)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.check(Call::Remove, path)?;
+        self.inner.remove_dir_all(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.check(Call::SyncDir, path)?;
+        self.inner.sync_dir(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        self.inner.list(path)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        self.inner.exists(path)
+    }
+
+    fn file_len(&self, path: &Path) -> io::Result<u64> {
+        self.inner.file_len(path)
+    }
+}
+
+struct FaultyFile {
+    inner: Arc<dyn File>,
+    path: PathBuf,
+    rule: SharedRule,
+}
+
+impl File for FaultyFile {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        check(&self.rule, Call::Read, &self.path)?;
+        self.inner.read_exact_at(buf, offset)
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        check(&self.rule, Call::Write(buf.len()), &self.path)?;
+        self.inner.write_all_at(buf, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        check(&self.rule, Call::SetLen(len), &self.path)?;
+        self.inner.set_len(len)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        check(&self.rule, Call::Sync, &self.path)?;
+        self.inner.sync_data()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        check(&self.rule, Call::Sync, &self.path)?;
+        self.inner.sync_all()
+    }
+}
