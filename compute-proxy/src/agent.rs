@@ -1,0 +1,373 @@
+//! The agent: which computes run here, and how one is brought up.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use parking_lot::Mutex;
+use treering_types::{ErrorKind, Lsn, TenantId, Term, TimelineId};
+
+use crate::{
+    AgentOptions, basebackup,
+    compute::{
+        log::ComputeLog,
+        owner::{self, Owner},
+        prepare::{self, StartFacts, write_private},
+        reap,
+        record::RunRecord,
+        settings::{self, SettingsPaths},
+        supervise::{Launch, Postmaster},
+    },
+    endpoint::{Compute, Endpoint, Shown, sql_error},
+    error::AgentError,
+    peers::{self, Peers},
+    proposer::{LogIdentity, Session},
+    standby,
+};
+
+/// How long a started compute may take until it waits for us as its synchronous standby.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+/// Longest socket path the kernel takes (`sun_path`), less the file name Postgres adds.
+const SOCKET_DIR_BYTES_MAX: usize = 107 - "/.s.PGSQL.5432.lock".len();
+
+pub struct Agent {
+    pub options: AgentOptions,
+    pub peers: Peers,
+    postgres: PathBuf,
+    /// Our user name, as peer authentication in the computes sees it.
+    os_user: String,
+    computes_dir: PathBuf,
+    endpoints: Mutex<HashMap<TimelineId, Arc<Endpoint>>>,
+}
+
+impl Agent {
+    pub fn new(mut options: AgentOptions) -> anyhow::Result<Arc<Agent>> {
+        fs::create_dir_all(&options.data_dir)?;
+        options.data_dir = options.data_dir.canonicalize()?;
+        let computes_dir = options.data_dir.join("computes");
+        fs::create_dir_all(&computes_dir)?;
+        Ok(Arc::new(Agent {
+            peers: Peers::new(&options)?,
+            postgres: crate::find_postgres(options.pg_bin_dir.as_deref())?,
+            os_user: owner::own_user_name()?,
+            computes_dir,
+            endpoints: Mutex::default(),
+            options,
+        }))
+    }
+
+    /// Where computes live, a directory each.
+    pub fn computes_dir(&self) -> &Path {
+        &self.computes_dir
+    }
+
+    /// Addresses of the quorum's members.
+    pub fn safekeepers(&self) -> Vec<String> {
+        vec![self.options.safekeeper_wal.clone()]
+    }
+
+    pub fn endpoint(&self, tenant: TenantId, timeline: TimelineId) -> Arc<Endpoint> {
+        let mut endpoints = self.endpoints.lock();
+        let make = || Arc::new(Endpoint::new(tenant, timeline, &self.computes_dir));
+        endpoints.entry(timeline).or_insert_with(make).clone()
+    }
+
+    pub fn list(&self) -> Vec<Shown> {
+        self.endpoints.lock().values().map(|endpoint| endpoint.shown()).collect()
+    }
+
+    /// Stops all computes, side by side.
+    pub async fn stop_all(&self) {
+        let endpoints: Vec<_> = self.endpoints.lock().values().cloned().collect();
+        let stops: Vec<_> =
+            endpoints.into_iter().map(|e| tokio::spawn(async move { e.stop().await })).collect();
+        for stop in stops {
+            let _ = stop.await;
+        }
+    }
+
+    /// Stops a compute and removes what this node holds of the branch.
+    pub async fn remove(&self, tenant: TenantId, timeline: TimelineId) -> Result<(), AgentError> {
+        let endpoint = self.endpoint(tenant, timeline);
+        endpoint.stop().await?;
+        let _changing = endpoint.changing.lock().await;
+        match fs::remove_dir_all(&endpoint.dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(anyhow::Error::from(error).context("remove the compute directory").into());
+            }
+            _ => {}
+        }
+        self.endpoints.lock().remove(&timeline);
+        Ok(())
+    }
+
+    /// The LSN that covers every commit acknowledged before the call.
+    ///
+    /// A live proposer knows it; without one, an election seals the log at its end and commits that.
+    pub async fn barrier(&self, tenant: TenantId, timeline: TimelineId) -> Result<Lsn, AgentError> {
+        let endpoint = self.endpoint(tenant, timeline);
+        if let Some(compute) = endpoint.current() {
+            return Ok(compute.session.commit_lsn());
+        }
+        let _changing = endpoint.changing.lock().await;
+        if let Some(compute) = endpoint.current() {
+            return Ok(compute.session.commit_lsn());
+        }
+        let facts = self.peers.timeline(tenant, timeline).await?;
+        if !self.peers.has_log(tenant, timeline).await? {
+            return Ok(facts.start_lsn);
+        }
+        let session = Session::elect(self.log_of(&endpoint, &facts), &self.safekeepers()).await?;
+        let sealed = session.start_lsn;
+        session.close();
+        Ok(sealed)
+    }
+
+    fn log_of(&self, endpoint: &Endpoint, facts: &peers::Timeline) -> LogIdentity {
+        LogIdentity {
+            tenant: endpoint.tenant,
+            timeline: endpoint.timeline,
+            system_id: facts.system_id,
+            pg_major: facts.pg_version,
+            pg_tli: facts.pg_tli,
+            start_lsn: facts.start_lsn,
+        }
+    }
+
+    /// Starts the compute of an endpoint unless it runs; whoever comes meanwhile waits for the same start.
+    pub async fn start(&self, endpoint: &Arc<Endpoint>) -> Result<Arc<Compute>, AgentError> {
+        if let Some(compute) = endpoint.current() {
+            return Ok(compute);
+        }
+        let _changing = endpoint.changing.lock().await;
+        if let Some(compute) = endpoint.current() {
+            return Ok(compute);
+        }
+        endpoint.show("starting", None, None);
+        let began = Instant::now();
+        match self.start_now(endpoint).await {
+            Ok(compute) => {
+                tracing::info!(timeline = %endpoint.timeline, ms = began.elapsed().as_millis(), "compute is up");
+                Ok(compute)
+            }
+            Err(error) => {
+                endpoint.show("failed", Some(error.message.clone()), None);
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_now(&self, endpoint: &Arc<Endpoint>) -> Result<Arc<Compute>, AgentError> {
+        let facts = self.peers.timeline(endpoint.tenant, endpoint.timeline).await?;
+        let (run_dir, owner) = self.make_room(endpoint).await?;
+        let data_dir = run_dir.join("pgdata");
+        // From the election on, no older compute of this branch can commit.
+        let log = self.log_of(endpoint, &facts);
+        let session = Arc::new(Session::elect(log, &self.safekeepers()).await?);
+        let started = self.fetch_and_launch(endpoint, &facts, session.clone(), &data_dir, owner).await;
+        let compute = match started {
+            Ok(compute) => compute,
+            Err(error) => {
+                session.close();
+                return Err(error);
+            }
+        };
+        if let Err(error) = self.become_ready(endpoint, &compute).await {
+            compute.stop.cancel();
+            compute.wait_ended().await;
+            return Err(error);
+        }
+        Ok(compute)
+    }
+
+    /// Kills what still runs in the branch's directory and makes a fresh one for this start.
+    async fn make_room(&self, endpoint: &Endpoint) -> Result<(PathBuf, Option<Owner>), AgentError> {
+        let (dir, computes_dir) = (endpoint.dir.clone(), self.computes_dir.clone());
+        let made = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+            fs::create_dir_all(&dir)?;
+            reap::kill_all_in(&dir)?;
+            let run_dir = dir.join("run");
+            match fs::remove_dir_all(&run_dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => fs::create_dir(&run_dir)?,
+            }
+            let owner = Owner::for_branch(&computes_dir, &dir)?;
+            if let Some(parent) = owner::unsearchable_parent(&run_dir, owner) {
+                anyhow::bail!(
+                    "Postgres runs as a user of its own and cannot pass through {}; choose a data directory \
+                     elsewhere, or allow it: chmod o+x {}",
+                    parent.display(),
+                    parent.display()
+                );
+            }
+            Ok((run_dir, owner))
+        });
+        Ok(made.await.map_err(anyhow::Error::from)??)
+    }
+
+    async fn fetch_and_launch(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        timeline: &peers::Timeline,
+        session: Arc<Session>,
+        data_dir: &Path,
+        owner: Option<Owner>,
+    ) -> Result<Arc<Compute>, AgentError> {
+        let from = session.start_lsn;
+        let source = basebackup::Source {
+            pageserver: self.options.pageserver_pg.clone(),
+            tenant: endpoint.tenant,
+            timeline: endpoint.timeline,
+            lsn: from,
+        };
+        let target = data_dir.to_owned();
+        let fetched =
+            tokio::task::spawn_blocking(move || prepare::unpack(basebackup::open(&source)?, &target));
+        let (fetched, before_f) = tokio::join!(fetched, self.real_wal_before(endpoint, timeline, from));
+        let facts: StartFacts = fetched.map_err(anyhow::Error::from)??;
+        let before_f = before_f?;
+        let install = (data_dir.to_owned(), facts.clone());
+        let synthetic = tokio::task::spawn_blocking(move || {
+            prepare::install_wal(&install.0, &install.1, before_f.as_deref())
+        });
+        let synthetic = synthetic.await.map_err(anyhow::Error::from)??;
+        // The same bytes are the first WAL of the term: the log stays one log.
+        session.append(from, synthetic.bytes.clone().into()).await?;
+        session.wait_for(synthetic.end).await?;
+        session.set_wal_dir(data_dir.join("pg_wal"));
+        let record = (self.log_of(endpoint, timeline), session.election.term);
+        let (postmaster, log, socket_dir) = self.launch(endpoint, &facts, record, data_dir, owner)?;
+        endpoint.show("starting", None, Some(postmaster.pid()));
+        let compute = endpoint.supervise(postmaster, session, log, socket_dir, data_dir.to_owned());
+        tokio::spawn(standby::run(compute.clone(), synthetic.end));
+        Ok(compute)
+    }
+
+    /// The bytes of F's segment before F: from this timeline's log, or its ancestor's; else there are none.
+    async fn real_wal_before(
+        &self,
+        endpoint: &Endpoint,
+        facts: &peers::Timeline,
+        lsn: Lsn,
+    ) -> Result<Option<Vec<u8>>, AgentError> {
+        let sources = [Some(endpoint.timeline), facts.ancestor_timeline_id];
+        for source in sources.into_iter().flatten() {
+            if let Some(bytes) = self.peers.wal(endpoint.tenant, source, lsn.segment_start(), lsn).await? {
+                return Ok(Some(bytes.to_vec()));
+            }
+        }
+        Ok(None)
+    }
+
+    fn launch(
+        &self,
+        endpoint: &Endpoint,
+        facts: &StartFacts,
+        (log, term): (LogIdentity, Term),
+        data_dir: &Path,
+        owner: Option<Owner>,
+    ) -> Result<(Postmaster, ComputeLog, PathBuf), AgentError> {
+        let run_dir = data_dir.parent().context("the data directory has a parent")?;
+        let socket_dir = socket_dir(run_dir, endpoint.timeline).context("make the socket directory")?;
+        let (hba_file, ident_file) = (run_dir.join("pg_hba.conf"), run_dir.join("pg_ident.conf"));
+        let write = |path: &Path, text: &str| {
+            write_private(path, text.as_bytes()).with_context(|| path.display().to_string())
+        };
+        write(&hba_file, &settings::pg_hba_conf())?;
+        write(&ident_file, &settings::pg_ident_conf(&self.os_user))?;
+        write(&data_dir.join("postgresql.conf"), settings::postgresql_conf())?;
+        if let Some(owner) = owner {
+            for path in [run_dir, &socket_dir] {
+                owner.take(path).context("hand the directory to the compute's user")?;
+            }
+        }
+        RunRecord::new(&log, &socket_dir, term).save(run_dir)?;
+        let paths =
+            SettingsPaths { socket_dir: &socket_dir, hba_file: &hba_file, ident_file: &ident_file };
+        let settings = settings::forced(&paths, facts.max_prepared_transactions_needed);
+        let (log, writer) =
+            ComputeLog::begin(&endpoint.dir.join("postgres.log")).context("open the log")?;
+        let launch = Launch { postgres: &self.postgres, data_dir, owner, settings: &settings, log: writer };
+        let postmaster = Postmaster::start(launch).context("start postgres")?;
+        Ok((postmaster, log, socket_dir))
+    }
+
+    /// Waits until the compute waits for us, and makes sure that the user's role has its password.
+    pub async fn become_ready(&self, endpoint: &Endpoint, compute: &Compute) -> Result<(), AgentError> {
+        let ready = async {
+            loop {
+                if let Ok(client) = compute.connect().await
+                    && is_synchronous(&client).await?
+                {
+                    return Ok::<_, AgentError>(client);
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let client = tokio::select! {
+            ready = tokio::time::timeout(READY_LIMIT, ready) => {
+                ready.map_err(|_| AgentError::new(ErrorKind::Unavailable, self.tail(endpoint, "Postgres does not become ready")))??
+            }
+            () = compute.wait_ended() => {
+                return Err(AgentError::new(ErrorKind::Unavailable, self.tail(endpoint, "Postgres ended while starting")));
+            }
+        };
+        self.ensure_password(endpoint, &client).await?;
+        let pid = endpoint.shown().pid;
+        endpoint.show("running", None, pid);
+        Ok(())
+    }
+
+    /// A sentence with the last line of the compute's log.
+    fn tail(&self, endpoint: &Endpoint, what: &str) -> String {
+        let log = fs::read_to_string(endpoint.dir.join("postgres.log")).unwrap_or_default();
+        format!("{what}: {}", log.lines().last().unwrap_or("its log is empty"))
+    }
+
+    /// A cluster we made is born with a role that has no password; the first start gives it the project's.
+    async fn ensure_password(
+        &self,
+        endpoint: &Endpoint,
+        client: &tokio_postgres::Client,
+    ) -> Result<(), AgentError> {
+        let missing = "SELECT rolname FROM pg_authid WHERE rolname = 'postgres' AND rolpassword IS NULL";
+        let missing = client.query_opt(missing, &[]).await.map_err(|e| sql_error(&e))?;
+        if missing.is_none() {
+            return Ok(());
+        }
+        let branch = self.peers.credentials(endpoint.timeline).await?;
+        let verifier = postgres_protocol::password::scram_sha_256(branch.password.as_bytes());
+        let role = branch.role.replace('"', "\"\"");
+        let change = format!("ALTER ROLE \"{role}\" PASSWORD '{verifier}'");
+        client.batch_execute(&change).await.map_err(|e| sql_error(&e))
+    }
+}
+
+async fn is_synchronous(client: &tokio_postgres::Client) -> Result<bool, AgentError> {
+    let query = "SELECT 1 FROM pg_stat_replication WHERE application_name = $1 AND sync_state = 'sync'";
+    let row = client.query_opt(query, &[&settings::AGENT_STANDBY]).await;
+    Ok(row.map_err(|e| sql_error(&e))?.is_some())
+}
+
+/// A directory for the compute's socket, short enough for the kernel.
+fn socket_dir(run_dir: &Path, timeline: TimelineId) -> io::Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt;
+    let own = run_dir.join("s");
+    let dir = if own.as_os_str().len() <= SOCKET_DIR_BYTES_MAX {
+        own
+    } else {
+        let uid = rustix::process::geteuid().as_raw();
+        let short = std::env::temp_dir().join(format!("treering-{uid}-{timeline}"));
+        match fs::remove_dir_all(&short) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => short,
+        }
+    };
+    fs::DirBuilder::new().mode(0o700).create(&dir)?;
+    Ok(dir)
+}

@@ -1,0 +1,9 @@
+//! The life of one compute: stock Postgres, from base backup to exit.
+
+pub mod log;
+pub mod owner;
+pub mod prepare;
+pub mod reap;
+pub mod record;
+pub mod settings;
+pub mod supervise;

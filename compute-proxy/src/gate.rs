@@ -1,0 +1,64 @@
+//! What the client port asks for, answered by the agent: branches to computes, commits to the quorum's word.
+
+use std::sync::Arc;
+
+use treering_types::{ErrorKind, Lsn};
+
+use crate::{
+    agent::Agent,
+    compute::settings::SOCKET_PORT,
+    endpoint::Compute,
+    error::AgentError,
+    wake::{BoxFuture, BranchName, CommitGate, GateError, Target, Wake, WakeError},
+};
+
+impl Wake for Agent {
+    fn ensure_running<'a>(&'a self, branch: &'a BranchName) -> BoxFuture<'a, Result<Target, WakeError>> {
+        Box::pin(async move {
+            let failed = |error: AgentError| match error.kind {
+                ErrorKind::NotFound => WakeError::UnknownBranch { branch: branch.clone() },
+                _ => WakeError::Lost { branch: branch.clone(), reason: error.message },
+            };
+            let found = self.peers.resolve(branch.as_str()).await.map_err(failed)?;
+            if found.stopped {
+                let reason = format!("it was stopped; `treering start {branch}` starts it");
+                return Err(WakeError::NotNow { branch: branch.clone(), reason });
+            }
+            let endpoint = self.endpoint(found.tenant_id, found.timeline_id);
+            let compute = self.start(&endpoint).await.map_err(|error| match error.kind {
+                // The name is known: what is missing is something behind it.
+                ErrorKind::NotFound => WakeError::Lost { branch: branch.clone(), reason: error.message },
+                _ => failed(error),
+            })?;
+            let socket = compute.socket_dir.join(format!(".s.PGSQL.{SOCKET_PORT}"));
+            Ok(Target { socket, gate: compute })
+        })
+    }
+}
+
+impl CommitGate for Compute {
+    fn commit_lsn(&self) -> Lsn {
+        self.session.commit_lsn()
+    }
+
+    fn flush_lsn(&self) -> BoxFuture<'_, Result<Lsn, GateError>> {
+        Box::pin(async move { Compute::flush_lsn(self).await.map_err(lost) })
+    }
+
+    fn wait_for(&self, lsn: Lsn) -> BoxFuture<'_, Result<(), GateError>> {
+        Box::pin(async move { self.session.wait_for(lsn).await.map_err(lost) })
+    }
+
+    fn drained_cancelled_waits(&self, backend_pid: i32) -> bool {
+        self.log.take_warning(backend_pid)
+    }
+}
+
+fn lost(error: AgentError) -> GateError {
+    GateError(error.message)
+}
+
+/// The agent as the client port knows it.
+pub fn wake(agent: &Arc<Agent>) -> Arc<dyn Wake> {
+    agent.clone()
+}

@@ -1,0 +1,75 @@
+//! The agent's admin API, as control uses it.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde_json::{Value, json};
+use treering_types::{ErrorKind, TenantId, TimelineId};
+
+use crate::{agent::Agent, endpoint::Shown, error::AgentError};
+
+type App = State<Arc<Agent>>;
+type Timeline = Path<(TenantId, TimelineId)>;
+type Answer<T> = Result<Json<T>, AgentError>;
+
+pub fn router(agent: Arc<Agent>) -> Router {
+    let timeline = "/v1/tenant/{tenant}/timeline/{timeline}";
+    Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(|| async { "ok" }))
+        .route("/v1/computes", get(list))
+        .route(&format!("{timeline}/barrier"), post(barrier))
+        .route(&format!("{timeline}/compute"), get(show).delete(remove))
+        .route(&format!("{timeline}/compute/start"), post(start))
+        .route(&format!("{timeline}/compute/stop"), post(stop))
+        .with_state(agent)
+}
+
+async fn list(State(agent): App) -> Json<Vec<Shown>> {
+    Json(agent.list())
+}
+
+async fn barrier(State(agent): App, Path((tenant, timeline)): Timeline) -> Answer<Value> {
+    let commit_lsn = agent.barrier(tenant, timeline).await?;
+    Ok(Json(json!({"commit_lsn": commit_lsn})))
+}
+
+async fn show(State(agent): App, Path((tenant, timeline)): Timeline) -> Json<Shown> {
+    Json(agent.endpoint(tenant, timeline).shown())
+}
+
+async fn start(State(agent): App, Path((tenant, timeline)): Timeline) -> Answer<Shown> {
+    let endpoint = agent.endpoint(tenant, timeline);
+    agent.start(&endpoint).await?;
+    Ok(Json(endpoint.shown()))
+}
+
+async fn stop(State(agent): App, Path((tenant, timeline)): Timeline) -> Answer<Shown> {
+    let endpoint = agent.endpoint(tenant, timeline);
+    endpoint.stop().await?;
+    Ok(Json(endpoint.shown()))
+}
+
+async fn remove(State(agent): App, Path((tenant, timeline)): Timeline) -> Answer<Value> {
+    agent.remove(tenant, timeline).await?;
+    Ok(Json(json!({})))
+}
+
+impl IntoResponse for AgentError {
+    fn into_response(self) -> Response {
+        let (status, code) = match self.kind {
+            ErrorKind::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            ErrorKind::Conflict | ErrorKind::Fenced => (StatusCode::CONFLICT, "conflict"),
+            ErrorKind::Invalid => (StatusCode::BAD_REQUEST, "invalid"),
+            ErrorKind::Gone => (StatusCode::GONE, "gone"),
+            _ => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        };
+        (status, Json(json!({"code": code, "message": self.message}))).into_response()
+    }
+}

@@ -1,0 +1,122 @@
+//! The HTTP APIs the agent asks: names from control, facts from the pageserver, WAL bytes from the safekeeper.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use reqwest::StatusCode;
+use serde::{Deserialize, de::DeserializeOwned};
+use treering_types::{ErrorKind, Lsn, TenantId, TimelineId};
+
+use crate::{AgentOptions, error::AgentError};
+
+/// The longest a peer may take to answer.
+const CALL_LIMIT: Duration = Duration::from_secs(30);
+
+pub struct Peers {
+    http: reqwest::Client,
+    control: String,
+    pageserver: String,
+    safekeeper: String,
+}
+
+/// What control says of a branch name.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Branch {
+    pub tenant_id: TenantId,
+    pub timeline_id: TimelineId,
+    pub stopped: bool,
+    pub role: String,
+    pub password: String,
+}
+
+/// What the pageserver says of a timeline.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Timeline {
+    pub ancestor_timeline_id: Option<TimelineId>,
+    pub pg_tli: u32,
+    pub pg_version: u32,
+    pub system_id: u64,
+    /// Where its log begins.
+    pub start_lsn: Lsn,
+}
+
+#[derive(Deserialize)]
+struct Problem {
+    message: String,
+}
+
+impl Peers {
+    pub fn new(options: &AgentOptions) -> anyhow::Result<Peers> {
+        Ok(Peers {
+            http: reqwest::Client::builder().timeout(CALL_LIMIT).build()?,
+            control: options.control_http.clone(),
+            pageserver: options.pageserver_http.clone(),
+            safekeeper: options.safekeeper_http.clone(),
+        })
+    }
+
+    async fn get(&self, url: &str, query: &[(&str, String)]) -> Result<Bytes, AgentError> {
+        let unreachable =
+            |error: reqwest::Error| AgentError::new(ErrorKind::Unavailable, format!("{url}: {error}"));
+        let response = self.http.get(url).query(query).send().await.map_err(unreachable)?;
+        let status = response.status();
+        let body = response.bytes().await.map_err(unreachable)?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        let kind = match status {
+            StatusCode::NOT_FOUND => ErrorKind::NotFound,
+            StatusCode::GONE => ErrorKind::Gone,
+            _ => ErrorKind::Unavailable,
+        };
+        let said = serde_json::from_slice::<Problem>(&body).map(|p| p.message);
+        Err(AgentError::new(kind, said.unwrap_or_else(|_| format!("{url}: {status}"))))
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, url: &str, query: &[(&str, String)]) -> Result<T, AgentError> {
+        let body = self.get(url, query).await?;
+        Ok(serde_json::from_slice(&body).with_context(|| url.to_owned())?)
+    }
+
+    /// A branch by name; the default one when `name` is empty.
+    pub async fn resolve(&self, name: &str) -> Result<Branch, AgentError> {
+        self.ask(&format!("{}/v1/resolve", self.control), &[("branch", name.to_owned())]).await
+    }
+
+    /// The login that users of a timeline's project have.
+    pub async fn credentials(&self, timeline: TimelineId) -> Result<Branch, AgentError> {
+        self.ask(&format!("{}/v1/resolve", self.control), &[("timeline_id", timeline.to_string())]).await
+    }
+
+    pub async fn timeline(&self, tenant: TenantId, timeline: TimelineId) -> Result<Timeline, AgentError> {
+        self.ask(&format!("{}/v1/tenant/{tenant}/timeline/{timeline}", self.pageserver), &[]).await
+    }
+
+    /// True once the timeline has a log: some compute was started on it.
+    pub async fn has_log(&self, tenant: TenantId, timeline: TimelineId) -> Result<bool, AgentError> {
+        match self.get(&self.log_url(tenant, timeline), &[]).await {
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+            other => other.map(|_| true),
+        }
+    }
+
+    fn log_url(&self, tenant: TenantId, timeline: TimelineId) -> String {
+        format!("{}/v1/tenant/{tenant}/timeline/{timeline}", self.safekeeper)
+    }
+
+    /// The WAL of `from..to`, or `None` when it is trimmed or was never there.
+    pub async fn wal(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+        from: Lsn,
+        to: Lsn,
+    ) -> Result<Option<Bytes>, AgentError> {
+        let url = format!("{}/wal", self.log_url(tenant, timeline));
+        match self.get(&url, &[("from", from.to_string()), ("to", to.to_string())]).await {
+            Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Gone) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+}

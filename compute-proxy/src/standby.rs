@@ -1,0 +1,182 @@
+//! The agent as the compute's only synchronous standby: WAL in from the walsender, `commit_lsn` back.
+//!
+//! What is reported as written, flushed and applied is one number, the quorum's `commit_lsn`. A connection that
+//! breaks (a terminated walsender) is made again while the compute lives; commits wait meanwhile.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, bail};
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+use treering_types::Lsn;
+use treering_wire::{
+    backend::{self, Message},
+    client::{ClientError, Handshake, Outcome, Reply, ResultSet},
+    frame::{BODY_BYTES_MAX, next_frame},
+    replication::{StandbyMessage, WalMessage},
+    startup::StartupMessage,
+};
+
+use crate::{
+    compute::settings::{AGENT_ROLE, AGENT_SLOT, AGENT_STANDBY, SOCKET_PORT},
+    endpoint::Compute,
+};
+
+/// Pause before a broken connection is made again.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// A sign of life at least this often (`wal_sender_timeout` is 60 s).
+const STATUS_EVERY: Duration = Duration::from_secs(10);
+
+/// Streams from `next` on until the compute ends.
+pub async fn run(compute: Arc<Compute>, mut next: Lsn) {
+    loop {
+        let over = tokio::select! {
+            over = stream(&compute, &mut next) => over,
+            () = compute.wait_ended() => return,
+        };
+        if compute.session.is_closed() {
+            return;
+        }
+        if let Err(error) = over {
+            // While Postgres starts up its socket is not there yet: expected, hence not a warning.
+            tracing::debug!("the compute's WAL stream is down: {error:#}");
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// One connection, from start-up until it breaks.
+async fn stream(compute: &Compute, next: &mut Lsn) -> anyhow::Result<()> {
+    let mut wire = Wire::connect(compute).await?;
+    let create = format!("CREATE_REPLICATION_SLOT \"{AGENT_SLOT}\" PHYSICAL ( RESERVE_WAL)");
+    match wire.query(&create).await {
+        Ok(_) => {}
+        // duplicate_object: the slot is from a connection before this one.
+        Err(Failure::Client(ClientError::Server(report))) if report.sqlstate() == "42710" => {}
+        Err(error) => return Err(error.into()),
+    }
+    wire.start(&format!("START_REPLICATION SLOT \"{AGENT_SLOT}\" PHYSICAL {next}")).await?;
+    let mut commit = compute.session.watch_commit();
+    let mut status = tokio::time::interval(STATUS_EVERY);
+    loop {
+        while let Some(frame) = next_frame(&mut wire.input, BODY_BYTES_MAX)? {
+            match backend::parse(frame)? {
+                Message::CopyData(payload) => match WalMessage::parse(payload)? {
+                    WalMessage::Data { start, wal, .. } => {
+                        let length = wal.len() as u64;
+                        compute.session.append(start, wal).await?;
+                        *next = start + length;
+                    }
+                    WalMessage::Keepalive { reply_requested: true, .. } => {
+                        let lsn = *commit.borrow_and_update();
+                        wire.report(lsn).await?;
+                    }
+                    WalMessage::Keepalive { .. } => {}
+                },
+                Message::CopyDone => bail!("Postgres ended the WAL stream"),
+                Message::ErrorResponse(report) => bail!("Postgres says {report}"),
+                _ => {}
+            }
+        }
+        tokio::select! {
+            biased;
+            changed = commit.changed() => {
+                changed.context("the proposer is gone")?;
+                let lsn = *commit.borrow_and_update();
+                wire.report(lsn).await?;
+            }
+            received = wire.receive() => received?,
+            _ = status.tick() => {
+                let lsn = *commit.borrow();
+                wire.report(lsn).await?;
+            }
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+struct Wire {
+    stream: UnixStream,
+    input: BytesMut,
+    out: BytesMut,
+}
+
+impl Wire {
+    async fn connect(compute: &Compute) -> Result<Wire, Failure> {
+        let path = compute.socket_dir.join(format!(".s.PGSQL.{SOCKET_PORT}"));
+        let stream = UnixStream::connect(path).await?;
+        let mut wire = Wire { stream, input: BytesMut::with_capacity(256 * 1024), out: BytesMut::new() };
+        let startup = StartupMessage::new([
+            ("user", AGENT_ROLE),
+            ("replication", "true"),
+            ("application_name", AGENT_STANDBY),
+        ]);
+        let mut handshake = Handshake::start(&startup, None, &mut wire.out)?;
+        loop {
+            wire.flush().await?;
+            if handshake.receive(&mut wire.input, &mut wire.out)?.is_some() {
+                return Ok(wire);
+            }
+            wire.receive().await?;
+        }
+    }
+
+    async fn flush(&mut self) -> std::io::Result<()> {
+        self.stream.write_all(&self.out).await?;
+        self.out.clear();
+        Ok(())
+    }
+
+    /// Cancel-safe.
+    async fn receive(&mut self) -> std::io::Result<()> {
+        match self.stream.read_buf(&mut self.input).await? {
+            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn ask(&mut self, text: &str) -> Result<Outcome, Failure> {
+        let mut reply = Reply::to_query(text, &mut self.out)?;
+        self.flush().await?;
+        loop {
+            match reply.receive(&mut self.input)? {
+                Some(outcome) => return Ok(outcome),
+                None => self.receive().await?,
+            }
+        }
+    }
+
+    async fn query(&mut self, text: &str) -> Result<Vec<ResultSet>, Failure> {
+        match self.ask(text).await? {
+            Outcome::Done(results) => Ok(results),
+            Outcome::Copy { .. } => Err(std::io::Error::other("an answer, not a copy, was expected").into()),
+        }
+    }
+
+    async fn start(&mut self, text: &str) -> anyhow::Result<()> {
+        match self.ask(text).await? {
+            Outcome::Copy { .. } => Ok(()),
+            Outcome::Done(_) => bail!("{text}: no copy began"),
+        }
+    }
+
+    async fn report(&mut self, lsn: Lsn) -> std::io::Result<()> {
+        StandbyMessage::status_at(lsn, postgres_now()).encode_copy_data(&mut self.out);
+        self.flush().await
+    }
+}
+
+/// Now, in microseconds since 2000-01-01.
+fn postgres_now() -> i64 {
+    jiff::Timestamp::now().as_microsecond() - treering_wire::PG_EPOCH_UNIX_SECONDS * 1_000_000
+}

@@ -1,0 +1,420 @@
+//! What can be done with projects and branches.
+
+use std::{collections::HashMap, time::Instant};
+
+use jiff::Timestamp;
+use tokio::sync::Mutex;
+use treering_types::{Lsn, TenantId, TimelineId};
+
+use crate::{
+    at::{self, At},
+    error::ApiError,
+    model::{
+        Branch, BranchView, Connection, Created, DEFAULT_PROJECT, Phase, Project, ROOT_BRANCH,
+        Resolved, check_branch_name,
+    },
+    peers::{ComputeStatus, Peers},
+    store::Store,
+};
+
+/// Projects, branches and the peers that carry them.
+pub struct Branches {
+    store: Store,
+    peers: Peers,
+    /// One creation or deletion at a time: names are checked and recorded under it.
+    changing: Mutex<()>,
+}
+
+/// A request to create a branch.
+#[derive(Debug, Clone, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateBranch {
+    pub name: String,
+    /// The branch to fork; the default branch when absent.
+    #[serde(default)]
+    pub source_branch: Option<String>,
+    /// A time or an LSN; now when absent.
+    #[serde(default)]
+    pub at: Option<String>,
+    /// An existing branch of that name is a success.
+    #[serde(default)]
+    pub if_not_exists: bool,
+}
+
+impl Branches {
+    pub fn new(store: Store, peers: Peers) -> Branches {
+        Branches { store, peers, changing: Mutex::new(()) }
+    }
+
+    /// Finishes what a crash cut short: the default project exists with its root branch, deletions are carried out,
+    /// timelines nobody recorded are removed.
+    pub async fn reconcile(&self) -> anyhow::Result<()> {
+        if self.store.project(DEFAULT_PROJECT)?.is_none() {
+            self.store.put_project(&Project {
+                id: DEFAULT_PROJECT.to_owned(),
+                tenant_id: TenantId(rand::random()),
+                pg_version: 15,
+                default_branch: ROOT_BRANCH.to_owned(),
+                created_at: Timestamp::now(),
+                role: "postgres".to_owned(),
+                password: new_password(),
+            })?;
+        }
+        for project in self.store.projects()? {
+            self.reconcile_project(&project).await?;
+        }
+        Ok(())
+    }
+
+    async fn reconcile_project(&self, project: &Project) -> anyhow::Result<()> {
+        self.peers.create_tenant(project.tenant_id, project.pg_version).await?;
+        for branch in self.store.branches(&project.id)? {
+            if branch.deleting {
+                tracing::info!(branch = branch.name, "finishing a deletion");
+                self.carry_out_delete(project, &branch).await?;
+            }
+        }
+        let recorded = self.store.branches(&project.id)?;
+        // Children before parents: a parent with children is not deletable.
+        let mut orphans: Vec<_> = self.peers.timeline_list(project.tenant_id).await?;
+        orphans.retain(|t| recorded.iter().all(|b| b.timeline_id != t.timeline_id));
+        while !orphans.is_empty() {
+            let before = orphans.len();
+            let mut left = Vec::new();
+            for orphan in orphans {
+                tracing::info!(timeline = %orphan.timeline_id, "removing a timeline no branch was recorded for");
+                match self.peers.delete_timeline(project.tenant_id, orphan.timeline_id).await {
+                    Err(error) if error.code == "conflict" => left.push(orphan),
+                    other => other?,
+                }
+            }
+            anyhow::ensure!(left.len() < before, "timelines without a branch hold each other");
+            orphans = left;
+        }
+        if recorded.is_empty() {
+            self.create_root(project).await?;
+        }
+        Ok(())
+    }
+
+    async fn create_root(&self, project: &Project) -> anyhow::Result<()> {
+        let timeline = TimelineId(rand::random());
+        let detail = self.peers.create_root(project.tenant_id, timeline).await?;
+        self.record(project, &project.default_branch, None, timeline, detail.start_lsn)?;
+        Ok(())
+    }
+
+    fn record(
+        &self,
+        project: &Project,
+        name: &str,
+        parent: Option<String>,
+        timeline_id: TimelineId,
+        branch_lsn: Lsn,
+    ) -> anyhow::Result<Branch> {
+        let now = Timestamp::now();
+        let branch = Branch {
+            name: name.to_owned(),
+            timeline_id,
+            parent,
+            branch_lsn,
+            created_at: now,
+            updated_at: now,
+            stopped: false,
+            deleting: false,
+        };
+        self.store.put_branch(&project.id, &branch)?;
+        Ok(branch)
+    }
+
+    pub fn project(&self, id: &str) -> Result<Project, ApiError> {
+        let found = self.store.project(id).map_err(ApiError::internal)?;
+        found.ok_or_else(|| ApiError::not_found(format!("there is no project \"{id}\"")))
+    }
+
+    /// A branch by name; empty means the default branch.
+    fn branch(&self, project: &Project, name: &str) -> Result<Branch, ApiError> {
+        let name = if name.is_empty() { &project.default_branch } else { name };
+        let found = self.store.branch(&project.id, name).map_err(ApiError::internal)?;
+        found.filter(|branch| !branch.deleting).ok_or_else(|| {
+            ApiError::not_found(format!("there is no branch \"{name}\""))
+                .hint("`treering branch list` shows the branches there are")
+        })
+    }
+
+    /// Creates a branch. See the module head of the crate for what a crash leaves.
+    pub async fn create(
+        &self,
+        project_id: &str,
+        request: CreateBranch,
+    ) -> Result<Created, ApiError> {
+        check_branch_name(&request.name)?;
+        let project = self.project(project_id)?;
+        let source = self.branch(&project, request.source_branch.as_deref().unwrap_or(""))?;
+        let at = request.at.as_deref().map(|text| at::parse(text, Timestamp::now())).transpose()?;
+        let _changing = self.changing.lock().await;
+        let exists = self.store.branch(&project.id, &request.name).map_err(ApiError::internal)?;
+        if let Some(existing) = exists {
+            if request.if_not_exists && !existing.deleting {
+                let requested_lsn = existing.branch_lsn;
+                let branch = self.view(&project, &existing, &HashMap::new());
+                let (phases, unreadable_relations) = (Vec::new(), Vec::new());
+                return Ok(Created {
+                    branch,
+                    requested_lsn,
+                    requested_time: None,
+                    phases,
+                    unreadable_relations,
+                });
+            }
+            return Err(ApiError::conflict(format!(
+                "there is a branch \"{}\" already",
+                request.name
+            )));
+        }
+        self.create_at(&project, &source, &request.name, at).await
+    }
+
+    async fn create_at(
+        &self,
+        project: &Project,
+        source: &Branch,
+        name: &str,
+        at: Option<At>,
+    ) -> Result<Created, ApiError> {
+        let (tenant, ancestor) = (project.tenant_id, source.timeline_id);
+        let mut clock = Phases::begin();
+        let barrier = self.peers.barrier(tenant, ancestor).await?;
+        clock.done("barrier");
+        let requested_lsn = match at {
+            None => barrier,
+            Some(At::Time(time)) => {
+                let found = self.peers.lsn_by_time(tenant, ancestor, time, barrier).await?;
+                clock.done("find the LSN");
+                found.lsn
+            }
+            Some(At::Lsn(lsn)) if lsn > barrier => {
+                return Err(ApiError::invalid(
+                    "at",
+                    format!(
+                        "{lsn} is ahead of branch \"{}\", whose log ends at {barrier}",
+                        source.name
+                    ),
+                ));
+            }
+            Some(At::Lsn(lsn)) => lsn,
+        };
+        let timeline = TimelineId(rand::random());
+        let detail = self.peers.fork(tenant, timeline, ancestor, requested_lsn).await?;
+        clock.done("ingest and fork");
+        let parent = Some(source.name.clone());
+        let branch = self
+            .record(project, name, parent, timeline, detail.start_lsn)
+            .map_err(ApiError::internal)?;
+        clock.done("record");
+        let requested_time = match at {
+            Some(At::Time(time)) => Some(time),
+            _ => None,
+        };
+        Ok(Created {
+            branch: self.view(project, &branch, &HashMap::new()),
+            requested_lsn,
+            requested_time,
+            phases: clock.phases,
+            unreadable_relations: detail.unreadable_relations,
+        })
+    }
+
+    /// Branches with their states, the default one first, then by age.
+    pub async fn list(&self, project_id: &str) -> Result<Vec<BranchView>, ApiError> {
+        let project = self.project(project_id)?;
+        let computes = self.compute_states().await;
+        let mut branches = self.store.branches(&project.id).map_err(ApiError::internal)?;
+        branches.sort_by_key(|b| (b.name != project.default_branch, b.created_at));
+        Ok(branches.iter().map(|branch| self.view(&project, branch, &computes)).collect())
+    }
+
+    pub async fn get(&self, project_id: &str, name: &str) -> Result<BranchView, ApiError> {
+        let project = self.project(project_id)?;
+        let branch = self.branch(&project, name)?;
+        Ok(self.view(&project, &branch, &self.compute_states().await))
+    }
+
+    async fn compute_states(&self) -> HashMap<TimelineId, ComputeStatus> {
+        match self.peers.computes().await {
+            Ok(computes) => computes.into_iter().map(|c| (c.timeline_id, c)).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "the agent does not answer; states are as recorded");
+                HashMap::new()
+            }
+        }
+    }
+
+    fn view(
+        &self,
+        project: &Project,
+        branch: &Branch,
+        computes: &HashMap<TimelineId, ComputeStatus>,
+    ) -> BranchView {
+        let compute = computes.get(&branch.timeline_id);
+        let resting = if branch.stopped { "stopped" } else { "suspended" };
+        let state = match compute {
+            _ if branch.deleting => "deleting",
+            Some(compute) if compute.state != "stopped" => &compute.state,
+            _ => resting,
+        };
+        BranchView {
+            name: branch.name.clone(),
+            project: project.id.clone(),
+            parent: branch.parent.clone(),
+            state: state.to_owned(),
+            is_default: branch.name == project.default_branch,
+            tenant_id: project.tenant_id,
+            timeline_id: branch.timeline_id,
+            branch_lsn: branch.branch_lsn,
+            created_at: branch.created_at,
+            updated_at: branch.updated_at,
+            reason: compute.and_then(|c| c.reason.clone()),
+            pid: compute.and_then(|c| c.pid),
+        }
+    }
+
+    /// Deletes a branch for good: its compute, its timeline, its log, its name.
+    pub async fn delete(&self, project_id: &str, name: &str) -> Result<(), ApiError> {
+        let project = self.project(project_id)?;
+        let _changing = self.changing.lock().await;
+        let mut branch = self.branch(&project, name)?;
+        if branch.name == project.default_branch {
+            return Err(ApiError::refused(format!("branch \"{name}\" is the default branch")));
+        }
+        let all = self.store.branches(&project.id).map_err(ApiError::internal)?;
+        let children: Vec<_> = all
+            .iter()
+            .filter(|b| b.parent.as_deref() == Some(name))
+            .map(|b| format!("\"{}\"", b.name))
+            .collect();
+        if !children.is_empty() {
+            let why = format!("branch \"{name}\" has branches of its own: {}", children.join(", "));
+            return Err(ApiError::refused(why).hint("delete those first"));
+        }
+        branch.deleting = true;
+        self.store.put_branch(&project.id, &branch).map_err(ApiError::internal)?;
+        self.carry_out_delete(&project, &branch).await
+    }
+
+    async fn carry_out_delete(&self, project: &Project, branch: &Branch) -> Result<(), ApiError> {
+        // The agent may not be up while we reconcile; it removes computes without a branch when it starts.
+        match self.peers.remove_compute(project.tenant_id, branch.timeline_id).await {
+            Err(error) if error.code != "unavailable" && error.code != "not_found" => {
+                return Err(error);
+            }
+            _ => {}
+        }
+        self.peers.delete_timeline(project.tenant_id, branch.timeline_id).await?;
+        self.store.remove_branch(&project.id, &branch.name).map_err(ApiError::internal)
+    }
+
+    /// Starts the compute of a branch and waits until it takes connections. A stopped branch wakes again after.
+    pub async fn start(&self, project_id: &str, name: &str) -> Result<BranchView, ApiError> {
+        let project = self.project(project_id)?;
+        let branch = self.set_stopped(&project, name, false)?;
+        self.peers.start_compute(project.tenant_id, branch.timeline_id).await?;
+        self.get(project_id, name).await
+    }
+
+    /// Stops the compute of a branch. It stays down, connections included, until it is started.
+    pub async fn stop(&self, project_id: &str, name: &str) -> Result<BranchView, ApiError> {
+        let project = self.project(project_id)?;
+        let branch = self.set_stopped(&project, name, true)?;
+        self.peers.stop_compute(project.tenant_id, branch.timeline_id).await?;
+        self.get(project_id, name).await
+    }
+
+    fn set_stopped(
+        &self,
+        project: &Project,
+        name: &str,
+        stopped: bool,
+    ) -> Result<Branch, ApiError> {
+        let mut branch = self.branch(project, name)?;
+        if branch.stopped != stopped {
+            branch.stopped = stopped;
+            branch.updated_at = Timestamp::now();
+            self.store.put_branch(&project.id, &branch).map_err(ApiError::internal)?;
+        }
+        Ok(branch)
+    }
+
+    /// What the client port needs to route a connection.
+    pub fn resolve(&self, project_id: &str, name: &str) -> Result<Resolved, ApiError> {
+        let project = self.project(project_id)?;
+        let branch = self.branch(&project, name)?;
+        Ok(resolved(project, branch))
+    }
+
+    /// The same by timeline: what the agent knows a branch by.
+    pub fn resolve_timeline(&self, project_id: &str, id: TimelineId) -> Result<Resolved, ApiError> {
+        let project = self.project(project_id)?;
+        let branches = self.store.branches(&project.id).map_err(ApiError::internal)?;
+        let found = branches.into_iter().find(|branch| branch.timeline_id == id);
+        found
+            .map(|branch| resolved(project, branch))
+            .ok_or_else(|| ApiError::not_found(format!("no branch has timeline {id}")))
+    }
+
+    /// How to connect to a branch.
+    pub fn connection(&self, project_id: &str, name: &str) -> Result<Connection, ApiError> {
+        let resolved = self.resolve(project_id, name)?;
+        let (host, port) = self
+            .peers
+            .client_address
+            .rsplit_once(':')
+            .and_then(|(host, port)| Some((host.to_owned(), port.parse::<u16>().ok()?)))
+            .ok_or_else(|| ApiError::internal("the client address is not host:port"))?;
+        let options = format!("branch={}", resolved.branch);
+        let Resolved { role, password, .. } = resolved;
+        let database = "postgres".to_owned();
+        let uri = format!(
+            "postgresql://{role}:{password}@{host}:{port}/{database}?options=branch%3D{}",
+            resolved.branch
+        );
+        Ok(Connection { uri, host, port, role, password, database, options })
+    }
+}
+
+fn resolved(project: Project, branch: Branch) -> Resolved {
+    Resolved {
+        project: project.id,
+        branch: branch.name,
+        tenant_id: project.tenant_id,
+        timeline_id: branch.timeline_id,
+        pg_version: project.pg_version,
+        stopped: branch.stopped,
+        role: project.role,
+        password: project.password,
+    }
+}
+
+/// A password no one has to escape: 24 letters and digits.
+fn new_password() -> String {
+    use rand::{Rng, distr::Alphanumeric};
+    rand::rng().sample_iter(Alphanumeric).take(24).map(char::from).collect()
+}
+
+/// Measures the phases of an operation.
+struct Phases {
+    since: Instant,
+    phases: Vec<Phase>,
+}
+
+impl Phases {
+    fn begin() -> Phases {
+        Phases { since: Instant::now(), phases: Vec::new() }
+    }
+
+    fn done(&mut self, name: &str) {
+        let ms = self.since.elapsed().as_secs_f64() * 1000.0;
+        self.phases.push(Phase { name: name.to_owned(), ms });
+        self.since = Instant::now();
+    }
+}

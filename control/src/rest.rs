@@ -1,0 +1,137 @@
+//! The REST API: paths to [`Branches`], nothing more.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{FromRequest, Path, Query, Request, State, rejection::JsonRejection},
+    http::StatusCode,
+    routing::{get, post},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use treering_types::TimelineId;
+
+use crate::{
+    branches::{Branches, CreateBranch},
+    error::ApiError,
+    model::{BranchView, Connection, Created, DEFAULT_PROJECT, Resolved},
+};
+
+type App = State<Arc<Branches>>;
+type Answer<T> = Result<Json<T>, ApiError>;
+
+/// All routes.
+pub fn router(branches: Arc<Branches>) -> Router {
+    let branch = "/v1/projects/{project}/branches/{branch}";
+    Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(|| async { "ok" }))
+        .route("/v1/version", get(version))
+        .route("/v1/resolve", get(resolve))
+        .route("/v1/projects/{project}/branches", get(list).post(create))
+        .route(branch, get(show).delete(delete))
+        .route(&format!("{branch}/start"), post(start))
+        .route(&format!("{branch}/stop"), post(stop))
+        .route(&format!("{branch}/connection"), get(connection))
+        .fallback(|| async { ApiError::not_found("there is no such path in this API") })
+        .with_state(branches)
+}
+
+/// A JSON body; what is wrong with it becomes our error object, unknown fields by name.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        match Json::<T>::from_request(request, state).await {
+            Ok(Json(body)) => Ok(Body(body)),
+            Err(JsonRejection::JsonDataError(error)) => Err(data_error(&error.body_text())),
+            Err(error) => Err(ApiError::new("invalid", error.body_text())),
+        }
+    }
+}
+
+/// serde says ``unknown field `ttl`, expected one of ...``: the name goes into `field`.
+fn data_error(text: &str) -> ApiError {
+    let error = ApiError::new("invalid", text);
+    match text.split('`').nth(1) {
+        Some(field) => ApiError { field: Some(field.to_owned()), ..error },
+        None => error,
+    }
+}
+
+async fn version() -> Json<Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
+#[derive(Deserialize)]
+struct ResolveQuery {
+    #[serde(default)]
+    project: Option<String>,
+    #[serde(default)]
+    branch: String,
+    /// Asks by timeline instead of by name.
+    #[serde(default)]
+    timeline_id: Option<TimelineId>,
+}
+
+async fn resolve(State(branches): App, Query(query): Query<ResolveQuery>) -> Answer<Resolved> {
+    let project = query.project.as_deref().unwrap_or(DEFAULT_PROJECT);
+    match query.timeline_id {
+        Some(timeline) => branches.resolve_timeline(project, timeline).map(Json),
+        None => branches.resolve(project, &query.branch).map(Json),
+    }
+}
+
+async fn list(State(branches): App, Path(project): Path<String>) -> Answer<Vec<BranchView>> {
+    branches.list(&project).await.map(Json)
+}
+
+async fn create(
+    State(branches): App,
+    Path(project): Path<String>,
+    Body(request): Body<CreateBranch>,
+) -> Result<(StatusCode, Json<Created>), ApiError> {
+    // A client that goes away does not cut a creation in half.
+    let made = tokio::spawn(async move { branches.create(&project, request).await });
+    let made = made.await.map_err(ApiError::internal)??;
+    Ok((StatusCode::CREATED, Json(made)))
+}
+
+async fn show(
+    State(branches): App,
+    Path((project, name)): Path<(String, String)>,
+) -> Answer<BranchView> {
+    branches.get(&project, &name).await.map(Json)
+}
+
+async fn delete(
+    State(branches): App,
+    Path((project, name)): Path<(String, String)>,
+) -> Answer<Value> {
+    let done = tokio::spawn(async move { branches.delete(&project, &name).await });
+    done.await.map_err(ApiError::internal)??;
+    Ok(Json(json!({})))
+}
+
+async fn start(
+    State(branches): App,
+    Path((project, name)): Path<(String, String)>,
+) -> Answer<BranchView> {
+    branches.start(&project, &name).await.map(Json)
+}
+
+async fn stop(
+    State(branches): App,
+    Path((project, name)): Path<(String, String)>,
+) -> Answer<BranchView> {
+    branches.stop(&project, &name).await.map(Json)
+}
+
+async fn connection(
+    State(branches): App,
+    Path((project, name)): Path<(String, String)>,
+) -> Answer<Connection> {
+    branches.connection(&project, &name).map(Json)
+}

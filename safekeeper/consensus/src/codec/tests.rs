@@ -1,0 +1,176 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn lsns() -> impl Strategy<Value = Lsn> {
+    any::<u64>().prop_map(Lsn)
+}
+
+fn terms() -> impl Strategy<Value = Term> {
+    any::<u64>().prop_map(Term)
+}
+
+fn histories() -> impl Strategy<Value = TermHistory> {
+    proptest::collection::btree_map(any::<u64>(), any::<u64>(), 0..20).prop_map(|entries| {
+        let mut lsns: Vec<u64> = entries.values().copied().collect();
+        lsns.sort();
+        let entries = entries.keys().zip(lsns);
+        let entries = entries.map(|(term, lsn)| TermStart { term: Term(*term), lsn: Lsn(lsn) });
+        TermHistory::from_entries(entries.collect()).unwrap()
+    })
+}
+
+fn greetings() -> impl Strategy<Value = Greeting> {
+    (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 16]>(), any::<u64>(), any::<u32>(), lsns())
+        .prop_map(|(proposer, tenant, timeline, system_id, pg_tli, start_lsn)| Greeting {
+            proposer: ProposerId(proposer),
+            tenant: TenantId(tenant),
+            timeline: TimelineId(timeline),
+            system_id,
+            pg_major: 15,
+            pg_tli,
+            start_lsn,
+        })
+}
+
+fn proposer_messages() -> impl Strategy<Value = ProposerMessage> {
+    let bytes = proptest::collection::vec(any::<u8>(), 0..2000);
+    prop_oneof![
+        greetings().prop_map(Into::into),
+        terms().prop_map(|term| VoteRequest { term }.into()),
+        (terms(), histories()).prop_map(|(term, history)| Elected { term, history }.into()),
+        (terms(), 0..u64::MAX / 2, lsns(), bytes).prop_map(|(term, lsn, commit_lsn, bytes)| {
+            Append { term, lsn: Lsn(lsn), commit_lsn, bytes: bytes.into() }.into()
+        }),
+        (terms(), lsns()).prop_map(|(term, commit_lsn)| Commit { term, commit_lsn }.into()),
+    ]
+}
+
+fn acceptor_messages() -> impl Strategy<Value = AcceptorMessage> {
+    let marks = || (terms(), lsns(), lsns());
+    prop_oneof![
+        (any::<u64>(), marks()).prop_map(|(node, (term, flush_lsn, commit_lsn))| {
+            let node = NodeId(node);
+            AcceptorMessage::GreetingResponse(GreetingResponse {
+                node,
+                term,
+                flush_lsn,
+                commit_lsn,
+            })
+        }),
+        (any::<bool>(), marks(), histories()).prop_map(
+            |(granted, (term, flush_lsn, commit_lsn), history)| {
+                AcceptorMessage::VoteResponse(VoteResponse {
+                    term,
+                    granted,
+                    flush_lsn,
+                    commit_lsn,
+                    history,
+                })
+            }
+        ),
+        marks().prop_map(|(term, flush_lsn, commit_lsn)| {
+            AcceptorMessage::AppendResponse(AppendResponse { term, flush_lsn, commit_lsn })
+        }),
+        ".*".prop_map(|text| {
+            AcceptorMessage::Refusal(Refusal { reason: RefusalReason::DiskFull, text })
+        }),
+    ]
+}
+
+/// Encodes both messages, feeds the bytes in pieces, and wants the messages back, not a byte too early.
+fn round_trip<M: Message + PartialEq + std::fmt::Debug>(first: &M, second: &M, piece: usize) {
+    let mut wire = BytesMut::new();
+    first.encode(&mut wire);
+    let first_len = wire.len();
+    second.encode(&mut wire);
+    let (mut input, mut fed, mut found) = (BytesMut::new(), 0, Vec::new());
+    for part in wire.chunks(piece) {
+        input.extend_from_slice(part);
+        fed += part.len();
+        while let Some(message) = M::decode(&mut input).unwrap() {
+            assert!(fed >= first_len);
+            found.push(message);
+        }
+    }
+    assert_eq!([&found[0], &found[1]], [first, second]);
+    assert!(found.len() == 2 && input.is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn proposer_messages_round_trip(
+        a in proposer_messages(), b in proposer_messages(), piece in 1..600usize
+    ) {
+        round_trip(&a, &b, piece);
+    }
+
+    #[test]
+    fn acceptor_messages_round_trip(
+        a in acceptor_messages(), b in acceptor_messages(), piece in 1..600usize
+    ) {
+        round_trip(&a, &b, piece);
+    }
+
+    /// Any bytes behind a valid head give a message or an error, never a panic.
+    #[test]
+    fn hostile_bodies_do_not_panic(
+        tag in prop::sample::select(&b"GVEACgvarx"[..]),
+        fields in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let mut wire = BytesMut::new();
+        frame(&mut wire, tag, |out| out.put_slice(&fields));
+        let _ = ProposerMessage::decode(&mut wire.clone());
+        let _ = AcceptorMessage::decode(&mut wire);
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found(message in proposer_messages(), at in any::<usize>(), bit in 0..8) {
+        let mut wire = BytesMut::new();
+        message.encode(&mut wire);
+        let at = 4 + at % (wire.len() - 4);
+        wire[at] ^= 1u8 << bit;
+        let found = matches!(ProposerMessage::decode(&mut wire), Err(CodecError::Crc { .. }));
+        prop_assert!(found);
+    }
+}
+
+#[test]
+fn lengths_are_limited() {
+    for len in [0, FRAME_BYTES_MAX as u32 + 1, u32::MAX] {
+        let mut wire = BytesMut::new();
+        wire.put_u32_le(len);
+        wire.put_u32_le(0);
+        let expected = Err(CodecError::Length(len as usize));
+        assert_eq!(ProposerMessage::decode(&mut wire), expected);
+    }
+}
+
+/// The bytes of one message of each direction, as in the format document: they may not change.
+#[test]
+fn golden_frames() {
+    let mut wire = BytesMut::new();
+    ProposerMessage::from(Append {
+        term: Term(3),
+        lsn: Lsn(0x0100_0028),
+        commit_lsn: Lsn(0x0100_0020),
+        bytes: Bytes::from_static(b"WAL"),
+    })
+    .encode(&mut wire);
+    assert_eq!(hex(&wire[..4]), "1c000000");
+    assert_eq!(hex(&wire[8..]), "4103000000000000002800000100000000200000010000000057414c");
+    wire.clear();
+    AcceptorMessage::AppendResponse(AppendResponse {
+        term: Term(3),
+        flush_lsn: Lsn(8),
+        commit_lsn: Lsn(0),
+    })
+    .encode(&mut wire);
+    assert_eq!(hex(&wire[8..]), "61030000000000000008000000000000000000000000000000");
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

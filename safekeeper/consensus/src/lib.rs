@@ -1,0 +1,34 @@
+//! The quorum's rules as pure state machines: who may write the log, what is committed, where two logs part.
+//!
+//! Raft-flavoured Paxos over Postgres WAL. The log of a timeline is a byte sequence; each elected proposer
+//! owns one [`Term`](treering_types::Term) and begins it with an entry (term, F) in the [`TermHistory`], F
+//! being the end of the log that it adopted. That entry plays the part of Raft's first entry of a term:
+//! persisted on a majority whose `flush_lsn` is at least F, it commits F.
+//!
+//! Invariants, checked by the simulator in `tests/`:
+//! - at most one proposer is ever elected in a term;
+//! - two acceptors whose histories agree on the entry that covers a position hold the same bytes there;
+//! - what a proposer reported as committed is in the log of every later elected proposer;
+//! - every watermark in a message is a record end. This crate never looks into the bytes: the driver, which
+//!   decodes them, says where records end.
+//!
+//! No I/O, no clock, no randomness. The [`Acceptor`] answers with [`Effect`]s to be carried out in order; the
+//! [`Proposer`] with [`Action`]s. Framing for the network is in [`codec`].
+
+#![forbid(unsafe_code)]
+
+mod acceptor;
+pub mod codec;
+mod history;
+mod message;
+mod proposer;
+
+pub use acceptor::{Acceptor, Effect, Input, Promises};
+pub use history::{HistoryError, TermHistory, TermStart};
+pub use message::{
+    AcceptorMessage, Append, AppendResponse, Commit, Elected, Greeting, GreetingResponse,
+    ProposerId, ProposerMessage, Refusal, RefusalReason, VoteRequest, VoteResponse,
+};
+pub use proposer::{
+    Action, Election, Proposer, ProposerConfig, ProposerError, TimelineIdentity, WalSource,
+};

@@ -1,0 +1,463 @@
+//! The writer's side: election, distribution of the log, computation of the commit position.
+//!
+//! The life of a proposer: connect to the members ([`Proposer::on_connected`]), be elected by a majority,
+//! adopt the best log among the voters ([`Proposer::elected`]), bring a majority to its end F
+//! ([`Proposer::term_is_committed`]), append. A higher term in any answer ends it: it is *fenced* for good,
+//! and its owner makes a new one with a new id if it wants to try again.
+//!
+//! The log's bytes are kept only in a bounded window of what was appended last. A member that needs older ones
+//! makes the proposer ask its owner ([`Action::ReadWal`]), who finds them at the donor or at the compute.
+//!
+//! Every call returns the actions to carry out, in order; none of them has to succeed.
+
+mod members;
+mod window;
+
+use bytes::Bytes;
+use treering_types::{ErrorKind, Lsn, NodeId, TenantId, Term, TimelineId};
+
+use self::{
+    members::{Link, Members, Vote},
+    window::Window,
+};
+use crate::{
+    AcceptorMessage, Append, AppendResponse, Commit, Elected, Greeting, GreetingResponse,
+    ProposerId, ProposerMessage, Refusal, RefusalReason, TermHistory, TermStart, VoteRequest,
+    VoteResponse,
+};
+
+/// Largest piece of log in one append and one [`Action::ReadWal`].
+const APPEND_BYTES_MAX: usize = 1024 * 1024;
+
+/// The timeline that is written; sent to every member, which creates it if it is missing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TimelineIdentity {
+    pub tenant: TenantId,
+    pub timeline: TimelineId,
+    pub system_id: u64,
+    pub pg_major: u32,
+    pub pg_tli: u32,
+    /// Where its log begins: the fork LSN of a branch, a record end.
+    pub start_lsn: Lsn,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProposerConfig {
+    /// Random and never used before: votes are given to it.
+    pub proposer: ProposerId,
+    /// All members of the quorum; a majority of them decides.
+    pub members: Vec<NodeId>,
+    pub timeline: TimelineIdentity,
+    /// Bytes of log kept for members that are behind.
+    pub window_bytes_max: usize,
+}
+
+/// What the owner must do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Send on the member's connection; drop it when there is none.
+    Send { to: NodeId, message: ProposerMessage },
+    /// Find the bytes `from..to` of the log and hand them (or a first part) to [`Proposer::on_wal`].
+    ReadWal { to_member: NodeId, from: Lsn, to: Lsn, source: WalSource },
+    /// The member refused: close its connection, connect again later if `reason` leaves hope.
+    Disconnect { member: NodeId, reason: RefusalReason, text: String },
+}
+
+/// Where old log can be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WalSource {
+    /// From the member whose log was adopted: the bytes lie before F. It must still be in `term` *after* the
+    /// bytes were read (`wal?from=&to=&term=` sees to it): a later proposer may have cut its log.
+    Donor { node: NodeId, term: Term },
+    /// From the compute's own `pg_wal`: the bytes were passed to [`Proposer::append`] once.
+    Compute,
+}
+
+/// The outcome of a won election.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Election {
+    pub term: Term,
+    /// F: the end of the adopted log, where the new term begins. A record end.
+    pub start_lsn: Lsn,
+    pub donor: NodeId,
+    /// Term of the adopted log's last entry: a live Postgres may go on only if its own data directory wrote in it.
+    pub donor_last_log_term: Term,
+    /// Ends with (`term`, `start_lsn`).
+    pub term_history: TermHistory,
+}
+
+/// Why WAL was not taken.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ProposerError {
+    #[error("fenced: term {0} has begun")]
+    Fenced(Term),
+    #[error("the term is not committed yet")]
+    NotCommitted,
+    #[error("append at {found}, the log ends at {expected}")]
+    NotContiguous { expected: Lsn, found: Lsn },
+}
+
+impl ProposerError {
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            ProposerError::Fenced(_) => ErrorKind::Fenced,
+            ProposerError::NotCommitted => ErrorKind::NotYet,
+            ProposerError::NotContiguous { .. } => ErrorKind::Conflict,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    /// Fewer than a majority have answered the greeting.
+    Gathering,
+    /// Votes were asked for.
+    Candidate(Term),
+    Elected(Election),
+    /// Another proposer holds this or a higher term.
+    Fenced(Term),
+}
+
+/// The writer of one timeline, from its election until it is fenced or dropped.
+#[derive(Clone, Debug)]
+pub struct Proposer {
+    config: ProposerConfig,
+    phase: Phase,
+    members: Members,
+    /// The end of the log, and its last bytes.
+    window: Window,
+    commit_lsn: Lsn,
+}
+
+impl Proposer {
+    /// Panics when `members` is empty or names one twice.
+    pub fn new(config: ProposerConfig) -> Proposer {
+        let members = Members::new(&config.members);
+        let window = Window::at(config.timeline.start_lsn, config.window_bytes_max);
+        let commit_lsn = config.timeline.start_lsn;
+        Proposer { config, phase: Phase::Gathering, members, window, commit_lsn }
+    }
+
+    /// The outcome of the election, once a majority has voted and until a fencing.
+    pub fn elected(&self) -> Option<&Election> {
+        match &self.phase {
+            Phase::Elected(election) => Some(election),
+            Phase::Gathering | Phase::Candidate(_) | Phase::Fenced(_) => None,
+        }
+    }
+
+    /// True once a majority holds the log up to F under the new term: from here on no older proposer can
+    /// commit anything, and [`Proposer::append`] is open.
+    pub fn term_is_committed(&self) -> bool {
+        self.elected().is_some_and(|election| {
+            self.members.quorum_flush_lsn().is_some_and(|lsn| lsn >= election.start_lsn)
+        })
+    }
+
+    /// The term that deposed this proposer.
+    pub fn fenced_by(&self) -> Option<Term> {
+        match self.phase {
+            Phase::Fenced(term) => Some(term),
+            Phase::Gathering | Phase::Candidate(_) | Phase::Elected(_) => None,
+        }
+    }
+
+    /// Everything up to here is on a majority, for good. Never goes back.
+    pub fn commit_lsn(&self) -> Lsn {
+        self.commit_lsn
+    }
+
+    /// End of the log as appended so far (F before the first append).
+    pub fn end_lsn(&self) -> Lsn {
+        self.window.end()
+    }
+
+    /// A connection to the member was made; an older one counts as closed.
+    pub fn on_connected(&mut self, member: NodeId) -> Vec<Action> {
+        if self.fenced_by().is_some() || !self.members.set_link(member, Link::Greeting) {
+            return Vec::new();
+        }
+        let timeline = &self.config.timeline;
+        let greeting = Greeting {
+            proposer: self.config.proposer,
+            tenant: timeline.tenant,
+            timeline: timeline.timeline,
+            system_id: timeline.system_id,
+            pg_major: timeline.pg_major,
+            pg_tli: timeline.pg_tli,
+            start_lsn: timeline.start_lsn,
+        };
+        vec![send(member, greeting)]
+    }
+
+    /// The member's connection is gone.
+    pub fn on_disconnected(&mut self, member: NodeId) {
+        self.members.set_link(member, Link::Down);
+    }
+
+    /// An answer came. Those of nodes that are no members are ignored.
+    pub fn on_message(&mut self, from: NodeId, message: AcceptorMessage) -> Vec<Action> {
+        if self.fenced_by().is_some() || self.members.link(from).is_none_or(|l| l == Link::Down) {
+            return Vec::new();
+        }
+        match message {
+            AcceptorMessage::GreetingResponse(response) => self.on_greeting(from, &response),
+            AcceptorMessage::VoteResponse(response) => self.on_vote(from, response),
+            AcceptorMessage::AppendResponse(response) => self.on_flush(from, &response),
+            AcceptorMessage::Refusal(Refusal { reason, text }) => {
+                self.on_disconnected(from);
+                vec![Action::Disconnect { member: from, reason, text }]
+            }
+        }
+    }
+
+    /// The next bytes of the log. Whole records or not: members report record ends only.
+    pub fn append(&mut self, lsn: Lsn, bytes: Bytes) -> Result<Vec<Action>, ProposerError> {
+        if let Some(term) = self.fenced_by() {
+            return Err(ProposerError::Fenced(term));
+        }
+        if !self.term_is_committed() {
+            return Err(ProposerError::NotCommitted);
+        }
+        let expected = self.window.end();
+        if lsn != expected {
+            return Err(ProposerError::NotContiguous { expected, found: lsn });
+        }
+        self.window.push(bytes);
+        Ok(self.pump_all())
+    }
+
+    /// Bytes for [`Action::ReadWal`]; late or unasked ones are ignored.
+    pub fn on_wal(&mut self, to_member: NodeId, lsn: Lsn, bytes: Bytes) -> Vec<Action> {
+        let Phase::Elected(Election { term, .. }) = self.phase else { return Vec::new() };
+        if bytes.is_empty() || self.members.link(to_member) != Some(Link::Reading { next: lsn }) {
+            return Vec::new();
+        }
+        let available = self.window.end().bytes_since(lsn).unwrap_or(0) as usize;
+        let bytes = bytes.slice(..bytes.len().min(APPEND_BYTES_MAX).min(available));
+        let next = lsn + bytes.len() as u64;
+        self.members.set_link(to_member, Link::Streaming { next });
+        let append = Append { term, lsn, commit_lsn: self.commit_lsn, bytes };
+        let mut actions = vec![send(to_member, append)];
+        actions.extend(self.pump(to_member));
+        actions
+    }
+
+    /// The bytes asked for could not be read: the member is asked for again with the next append or heartbeat.
+    pub fn on_wal_failed(&mut self, to_member: NodeId) {
+        if let Some(Link::Reading { next }) = self.members.link(to_member) {
+            self.members.set_link(to_member, Link::Streaming { next });
+        }
+    }
+
+    /// A sign of life to every member that is being streamed to; each answers.
+    pub fn heartbeat(&mut self) -> Vec<Action> {
+        let Phase::Elected(Election { term, .. }) = self.phase else { return Vec::new() };
+        let mut actions = self.pump_all();
+        for member in self.members.ids() {
+            if let Some(Link::Streaming { next: lsn }) = self.members.link(member) {
+                let commit_lsn = self.commit_lsn;
+                actions.push(send(member, Append { term, lsn, commit_lsn, bytes: Bytes::new() }));
+            }
+        }
+        actions
+    }
+
+    /// `flush_lsn` of each member in this term; `None` for one that has not followed yet.
+    pub fn member_flush_lsns(&self) -> Vec<(NodeId, Option<Lsn>)> {
+        self.members.flush_lsns()
+    }
+
+    fn on_greeting(&mut self, from: NodeId, response: &GreetingResponse) -> Vec<Action> {
+        if self.members.link(from) != Some(Link::Greeting) {
+            return Vec::new();
+        }
+        self.members.see_term(from, response.term);
+        match &self.phase {
+            Phase::Gathering => {
+                self.members.set_link(from, Link::Ready);
+                if self.members.connected() < self.members.quorum() {
+                    return Vec::new();
+                }
+                self.campaign()
+            }
+            Phase::Candidate(term) if response.term > *term => {
+                self.members.set_link(from, Link::Ready);
+                self.campaign()
+            }
+            Phase::Candidate(term) => {
+                let request = VoteRequest { term: *term };
+                self.members.set_link(from, Link::Ready);
+                vec![send(from, request)]
+            }
+            Phase::Elected(election) if response.term > election.term => {
+                self.phase = Phase::Fenced(response.term);
+                Vec::new()
+            }
+            Phase::Elected(_) => self.introduce(from),
+            Phase::Fenced(_) => Vec::new(),
+        }
+    }
+
+    /// Asks everyone who is there for a vote in a term above all that were seen.
+    fn campaign(&mut self) -> Vec<Action> {
+        let term = Term(self.members.highest_term().0 + 1);
+        self.phase = Phase::Candidate(term);
+        self.members.forget_votes();
+        let ready = self.members.with_link(Link::Ready);
+        ready.into_iter().map(|member| send(member, VoteRequest { term })).collect()
+    }
+
+    fn on_vote(&mut self, from: NodeId, response: VoteResponse) -> Vec<Action> {
+        let own = match &self.phase {
+            Phase::Candidate(term) => *term,
+            Phase::Elected(election) => election.term,
+            Phase::Gathering | Phase::Fenced(_) => return Vec::new(),
+        };
+        if response.term > own {
+            self.phase = Phase::Fenced(response.term);
+            return Vec::new();
+        }
+        if response.term < own || !matches!(self.phase, Phase::Candidate(_)) {
+            return Vec::new();
+        }
+        let vote = if response.granted {
+            Vote::Granted {
+                last_log_term: response.history.last_term_at(response.flush_lsn),
+                flush_lsn: response.flush_lsn,
+                commit_lsn: response.commit_lsn,
+                history: response.history,
+            }
+        } else {
+            Vote::Refused
+        };
+        self.members.set_vote(from, vote);
+        if self.members.refusals() > self.members.len() - self.members.quorum() {
+            self.phase = Phase::Fenced(own);
+        } else if self.members.grants().len() >= self.members.quorum() {
+            return self.take_office(own);
+        }
+        Vec::new()
+    }
+
+    /// Adopts the best log among the voters and introduces itself to everyone who is there.
+    fn take_office(&mut self, term: Term) -> Vec<Action> {
+        let grants = self.members.grants();
+        let best = grants.iter().max_by_key(|grant| (grant.last_log_term, grant.flush_lsn));
+        let best = best.expect("a majority has voted").clone();
+        let start = TermStart { term, lsn: best.flush_lsn };
+        let Ok(term_history) = best.history.up_to(best.flush_lsn).followed_by(start) else {
+            // The donor's log holds a term as high as the one it granted: not a log of this quorum's making.
+            self.phase = Phase::Fenced(best.last_log_term);
+            return Vec::new();
+        };
+        let known = grants.iter().map(|grant| grant.commit_lsn).max().unwrap_or_default();
+        self.commit_lsn = self.commit_lsn.max(known);
+        self.window = Window::at(best.flush_lsn, self.config.window_bytes_max);
+        self.phase = Phase::Elected(Election {
+            term,
+            start_lsn: best.flush_lsn,
+            donor: best.member,
+            donor_last_log_term: best.last_log_term,
+            term_history,
+        });
+        let ready = self.members.with_link(Link::Ready);
+        ready.into_iter().flat_map(|member| self.introduce(member)).collect()
+    }
+
+    fn introduce(&mut self, member: NodeId) -> Vec<Action> {
+        let Phase::Elected(election) = &self.phase else { return Vec::new() };
+        let message = Elected { term: election.term, history: election.term_history.clone() };
+        self.members.set_link(member, Link::Joining);
+        vec![send(member, message)]
+    }
+
+    fn on_flush(&mut self, from: NodeId, response: &AppendResponse) -> Vec<Action> {
+        let own = match &self.phase {
+            Phase::Elected(election) => election.term,
+            Phase::Candidate(term) => *term,
+            Phase::Gathering | Phase::Fenced(_) => return Vec::new(),
+        };
+        if response.term > own {
+            self.phase = Phase::Fenced(response.term);
+            return Vec::new();
+        }
+        let follows = matches!(
+            self.members.link(from),
+            Some(Link::Joining | Link::Streaming { .. } | Link::Reading { .. })
+        );
+        if response.term < own || !follows || response.flush_lsn > self.window.end() {
+            return Vec::new();
+        }
+        self.members.set_flush(from, response.flush_lsn);
+        let mut actions = Vec::new();
+        if self.members.link(from) == Some(Link::Joining) {
+            self.members.set_link(from, Link::Streaming { next: response.flush_lsn });
+            actions.push(send(from, Commit { term: own, commit_lsn: self.commit_lsn }));
+        }
+        actions.extend(self.pump(from));
+        actions.extend(self.advance_commit());
+        actions
+    }
+
+    /// Commit is what a majority has flushed in this term, once that covers the term's own first entry.
+    fn advance_commit(&mut self) -> Vec<Action> {
+        let Phase::Elected(election) = &self.phase else { return Vec::new() };
+        let reached = self.members.quorum_flush_lsn().unwrap_or(Lsn::INVALID);
+        if reached < election.start_lsn || reached <= self.commit_lsn {
+            return Vec::new();
+        }
+        let term = election.term;
+        self.commit_lsn = reached;
+        self.window.drop_before(self.members.lowest_need().unwrap_or(reached).min(reached));
+        let news = Commit { term, commit_lsn: reached };
+        let streaming = self.members.streaming();
+        streaming.into_iter().map(|member| send(member, news.clone())).collect()
+    }
+
+    fn pump_all(&mut self) -> Vec<Action> {
+        let members = self.members.streaming();
+        members.into_iter().flat_map(|member| self.pump(member)).collect()
+    }
+
+    /// Sends a streaming member everything that it lacks and the window has; asks for what it has not.
+    fn pump(&mut self, member: NodeId) -> Vec<Action> {
+        let Phase::Elected(election) = &self.phase else { return Vec::new() };
+        let mut actions = Vec::new();
+        while let Some(Link::Streaming { next }) = self.members.link(member) {
+            if next >= self.window.end() {
+                break;
+            }
+            match self.window.piece(next, APPEND_BYTES_MAX) {
+                Some(bytes) => {
+                    let link = Link::Streaming { next: next + bytes.len() as u64 };
+                    self.members.set_link(member, link);
+                    let (term, commit_lsn) = (election.term, self.commit_lsn);
+                    actions.push(send(member, Append { term, lsn: next, commit_lsn, bytes }));
+                }
+                None => {
+                    self.members.set_link(member, Link::Reading { next });
+                    actions.push(self.read_wal(member, next, election));
+                }
+            }
+        }
+        actions
+    }
+
+    fn read_wal(&self, to_member: NodeId, from: Lsn, election: &Election) -> Action {
+        let (limit, source) = if from < election.start_lsn {
+            (election.start_lsn, WalSource::Donor { node: election.donor, term: election.term })
+        } else {
+            (self.window.start(), WalSource::Compute)
+        };
+        let to = limit.min(from + APPEND_BYTES_MAX as u64);
+        Action::ReadWal { to_member, from, to, source }
+    }
+}
+
+fn send(to: NodeId, message: impl Into<ProposerMessage>) -> Action {
+    Action::Send { to, message: message.into() }
+}
+
+#[cfg(test)]
+mod tests;

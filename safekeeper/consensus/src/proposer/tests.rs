@@ -1,0 +1,203 @@
+use super::*;
+
+const A: NodeId = NodeId(1);
+const B: NodeId = NodeId(2);
+const C: NodeId = NodeId(3);
+
+fn proposer(members: &[NodeId]) -> Proposer {
+    Proposer::new(ProposerConfig {
+        proposer: ProposerId([7; 16]),
+        members: members.to_vec(),
+        timeline: TimelineIdentity {
+            tenant: TenantId([1; 16]),
+            timeline: TimelineId([2; 16]),
+            system_id: 3,
+            pg_major: 15,
+            pg_tli: 1,
+            start_lsn: Lsn(100),
+        },
+        window_bytes_max: 64,
+    })
+}
+
+fn greet(p: &mut Proposer, node: NodeId, term: u64) -> Vec<Action> {
+    p.on_connected(node);
+    let response =
+        GreetingResponse { node, term: Term(term), flush_lsn: Lsn(100), commit_lsn: Lsn(100) };
+    p.on_message(node, AcceptorMessage::GreetingResponse(response))
+}
+
+fn history(entries: &[(u64, u64)]) -> TermHistory {
+    let entries = entries.iter().map(|(term, lsn)| TermStart { term: Term(*term), lsn: Lsn(*lsn) });
+    TermHistory::from_entries(entries.collect()).unwrap()
+}
+
+fn vote(p: &mut Proposer, node: NodeId, term: u64, flush: u64, log: &[(u64, u64)]) -> Vec<Action> {
+    let response = VoteResponse {
+        term: Term(term),
+        granted: true,
+        flush_lsn: Lsn(flush),
+        commit_lsn: Lsn(100),
+        history: history(log),
+    };
+    p.on_message(node, AcceptorMessage::VoteResponse(response))
+}
+
+fn flush(p: &mut Proposer, node: NodeId, term: u64, flush: u64) -> Vec<Action> {
+    let response = AppendResponse { term: Term(term), flush_lsn: Lsn(flush), commit_lsn: Lsn(100) };
+    p.on_message(node, AcceptorMessage::AppendResponse(response))
+}
+
+fn appends(actions: &[Action]) -> Vec<(NodeId, u64, usize)> {
+    let append = |action: &Action| match action {
+        Action::Send { to, message: ProposerMessage::Append(append) } => {
+            Some((*to, append.lsn.0, append.bytes.len()))
+        }
+        _ => None,
+    };
+    actions.iter().filter_map(append).collect()
+}
+
+#[test]
+fn a_quorum_of_one_takes_the_same_path() {
+    let mut p = proposer(&[A]);
+    let actions = greet(&mut p, A, 4);
+    assert_eq!(actions, [send(A, VoteRequest { term: Term(5) })]);
+    let actions = vote(&mut p, A, 5, 148, &[(1, 100), (4, 120)]);
+    let log = history(&[(1, 100), (4, 120), (5, 148)]);
+    assert_eq!(actions, [send(A, Elected { term: Term(5), history: log.clone() })]);
+    let election = p.elected().unwrap().clone();
+    assert_eq!((election.start_lsn, election.donor_last_log_term), (Lsn(148), Term(4)));
+    assert_eq!(p.append(Lsn(148), Bytes::from_static(b"x")), Err(ProposerError::NotCommitted));
+    flush(&mut p, A, 5, 148);
+    assert!(p.term_is_committed());
+    assert_eq!(p.commit_lsn(), Lsn(148));
+    let actions = p.append(Lsn(148), Bytes::from_static(b"12345678")).unwrap();
+    assert_eq!(appends(&actions), [(A, 148, 8)]);
+    let actions = flush(&mut p, A, 5, 156);
+    assert_eq!(actions, [send(A, Commit { term: Term(5), commit_lsn: Lsn(156) })]);
+    assert_eq!(p.commit_lsn(), Lsn(156));
+}
+
+#[test]
+fn the_higher_term_wins_over_the_longer_log() {
+    let mut p = proposer(&[A, B, C]);
+    greet(&mut p, A, 3);
+    greet(&mut p, B, 3);
+    vote(&mut p, A, 4, 900, &[(1, 100)]);
+    vote(&mut p, B, 4, 120, &[(1, 100), (3, 110)]);
+    let election = p.elected().unwrap();
+    assert_eq!((election.donor, election.start_lsn), (B, Lsn(120)));
+    assert_eq!(election.term_history, history(&[(1, 100), (3, 110), (4, 120)]));
+}
+
+#[test]
+fn commit_is_the_quorum_th_highest_flush_from_f_on() {
+    let mut p = proposer(&[A, B, C]);
+    greet(&mut p, A, 0);
+    greet(&mut p, B, 0);
+    vote(&mut p, A, 1, 148, &[]);
+    vote(&mut p, B, 1, 100, &[]);
+    flush(&mut p, A, 1, 148);
+    let actions = flush(&mut p, B, 1, 100);
+    assert!(!p.term_is_committed());
+    assert_eq!(p.commit_lsn(), Lsn(100));
+    let source = WalSource::Donor { node: A, term: Term(1) };
+    let read = Action::ReadWal { to_member: B, from: Lsn(100), to: Lsn(148), source };
+    assert!(actions.contains(&read));
+    assert_eq!(appends(&p.on_wal(B, Lsn(100), vec![0; 48].into())), [(B, 100, 48)]);
+    flush(&mut p, B, 1, 148);
+    assert!(p.term_is_committed());
+    let actions = p.append(Lsn(148), vec![0; 32].into()).unwrap();
+    assert_eq!(appends(&actions), [(A, 148, 32), (B, 148, 32)]);
+    flush(&mut p, A, 1, 180);
+    assert_eq!(p.commit_lsn(), Lsn(148));
+    flush(&mut p, B, 1, 164);
+    assert_eq!(p.commit_lsn(), Lsn(164));
+}
+
+#[test]
+fn a_late_member_is_introduced_and_caught_up() {
+    let mut p = proposer(&[A, B, C]);
+    greet(&mut p, A, 0);
+    greet(&mut p, B, 0);
+    vote(&mut p, A, 1, 100, &[]);
+    vote(&mut p, B, 1, 100, &[]);
+    flush(&mut p, A, 1, 100);
+    flush(&mut p, B, 1, 100);
+    for piece in 0..4 {
+        p.append(Lsn(100 + piece * 32), vec![0; 32].into()).unwrap();
+    }
+    let actions = greet(&mut p, C, 0);
+    assert!(matches!(&actions[..], [Action::Send { to: C, message: ProposerMessage::Elected(_) }]));
+    let actions = flush(&mut p, C, 1, 100);
+    let source = WalSource::Compute;
+    let read = Action::ReadWal { to_member: C, from: Lsn(100), to: Lsn(164), source };
+    assert!(actions.contains(&read));
+    let actions = p.on_wal(C, Lsn(100), vec![0; 64].into());
+    assert_eq!(appends(&actions), [(C, 100, 64), (C, 164, 32), (C, 196, 32)]);
+}
+
+#[test]
+fn a_higher_term_in_any_answer_fences() {
+    let elected = || {
+        let mut p = proposer(&[A]);
+        greet(&mut p, A, 0);
+        vote(&mut p, A, 1, 100, &[]);
+        flush(&mut p, A, 1, 100);
+        p
+    };
+    let (mut by_flush, mut by_greeting) = (elected(), elected());
+    flush(&mut by_flush, A, 2, 500);
+    by_greeting.on_disconnected(A);
+    greet(&mut by_greeting, A, 2);
+    for mut p in [by_flush, by_greeting] {
+        assert_eq!(p.fenced_by(), Some(Term(2)));
+        let error = p.append(Lsn(100), Bytes::from_static(b"x")).unwrap_err();
+        assert_eq!(
+            (error.clone(), error.kind()),
+            (ProposerError::Fenced(Term(2)), ErrorKind::Fenced)
+        );
+        assert_eq!(p.commit_lsn(), Lsn(100), "what was committed stays so");
+    }
+}
+
+#[test]
+fn a_lost_election_is_final() {
+    let mut p = proposer(&[A, B, C]);
+    greet(&mut p, A, 0);
+    greet(&mut p, B, 0);
+    let refused = VoteResponse {
+        term: Term(1),
+        granted: false,
+        flush_lsn: Lsn(100),
+        commit_lsn: Lsn(100),
+        history: TermHistory::default(),
+    };
+    p.on_message(A, AcceptorMessage::VoteResponse(refused.clone()));
+    assert_eq!(p.fenced_by(), None, "B and C may still vote for us");
+    p.on_message(B, AcceptorMessage::VoteResponse(refused));
+    assert_eq!(p.fenced_by(), Some(Term(1)));
+}
+
+#[test]
+fn a_candidate_that_meets_a_higher_term_asks_again() {
+    let mut p = proposer(&[A, B, C]);
+    greet(&mut p, A, 0);
+    greet(&mut p, B, 0);
+    let actions = greet(&mut p, C, 8);
+    let request = |node| send(node, VoteRequest { term: Term(9) });
+    assert_eq!(actions, [request(A), request(B), request(C)]);
+}
+
+#[test]
+fn a_refusal_disconnects() {
+    let mut p = proposer(&[A]);
+    greet(&mut p, A, 0);
+    let refusal = Refusal { reason: RefusalReason::DiskFull, text: "full".into() };
+    let actions = p.on_message(A, AcceptorMessage::Refusal(refusal));
+    let expected =
+        Action::Disconnect { member: A, reason: RefusalReason::DiskFull, text: "full".into() };
+    assert_eq!(actions, [expected]);
+    assert!(vote(&mut p, A, 1, 100, &[]).is_empty(), "nothing is heard from a closed connection");
+}

@@ -1,0 +1,128 @@
+//! The data directory: its format mark, its lock, and where a running Treering can be reached.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+/// The format this version writes. A directory of a higher one is refused.
+const FORMAT: u32 = 1;
+
+/// How to reach a running `treering up`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Running {
+    pub pid: u32,
+    pub control_http: String,
+    pub pageserver_http: String,
+    pub safekeeper_http: String,
+    pub agent_http: String,
+    pub pageserver_pg: String,
+    pub safekeeper_pg: String,
+    pub client_address: String,
+}
+
+/// A directory that belongs to one `treering up`.
+#[derive(Debug, Clone)]
+pub struct DataDir(pub PathBuf);
+
+impl DataDir {
+    /// The directory used when none is named: below `/var/lib` for root, else below the user's data home.
+    pub fn default_path() -> PathBuf {
+        if rustix::process::geteuid().is_root() {
+            return "/var/lib/treering".into();
+        }
+        let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share"));
+        let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).or_else(home);
+        base.unwrap_or_default().join("treering")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Creates the directory if need be, checks its format and locks it for this process.
+    ///
+    /// # Errors
+    /// A newer format; another `treering up` on it; a directory that holds something else.
+    pub fn claim(&self) -> anyhow::Result<File> {
+        let path = self.0.display();
+        // Others may pass through (each compute runs as a user of its own) but not list.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&self.0)
+            .with_context(|| format!("create {path}"))?;
+        self.check_format()?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(self.file("lock"))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            bail!("another `treering up` is running on {path}");
+        }
+        if !self.file("format").exists() {
+            fs::write(self.file("format"), format!("treering {FORMAT}\n"))?;
+        }
+        Ok(lock)
+    }
+
+    fn check_format(&self) -> anyhow::Result<()> {
+        let path = self.0.display();
+        let text = match fs::read_to_string(self.file("format")) {
+            Ok(text) => text,
+            Err(_) if fs::read_dir(&self.0)?.all(|e| e.is_ok_and(|e| e.file_name() == "lock")) => {
+                return Ok(());
+            }
+            Err(_) => {
+                bail!("{path} is not empty and holds no Treering data; choose another --data-dir")
+            }
+        };
+        let found = text.trim().strip_prefix("treering ").and_then(|n| n.parse::<u32>().ok());
+        match found {
+            Some(found) if found > FORMAT => {
+                bail!(
+                    "{path} is of format {found}, newer than this version knows ({FORMAT}); nothing was changed"
+                )
+            }
+            Some(_) => Ok(()),
+            None => bail!("{path}/format is damaged: \"{}\"", text.trim()),
+        }
+    }
+
+    /// Publishes where we can be reached.
+    pub fn publish(&self, running: &Running) -> anyhow::Result<()> {
+        let path = self.file("running.json");
+        let fresh = self.file("running.json.new");
+        fs::write(&fresh, serde_json::to_vec_pretty(running)?)?;
+        Ok(fs::rename(fresh, path)?)
+    }
+
+    /// Takes back what [`publish`](Self::publish) wrote.
+    pub fn withdraw(&self) {
+        let _ = fs::remove_file(self.file("running.json"));
+    }
+
+    /// Where the Treering of this directory can be reached.
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn running(&self) -> anyhow::Result<Running> {
+        let not_running = || {
+            format!("Treering is not running on {}; start it with `treering up`", self.0.display())
+        };
+        let text =
+            fs::read(self.file("running.json")).map_err(|_| anyhow::anyhow!(not_running()))?;
+        let running: Running = serde_json::from_slice(&text).with_context(not_running)?;
+        if !Path::new(&format!("/proc/{}", running.pid)).exists() {
+            bail!(not_running());
+        }
+        Ok(running)
+    }
+}

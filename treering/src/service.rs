@@ -1,0 +1,216 @@
+//! The services as subcommands: what `up` starts, and what runs alone on a machine of its own.
+//!
+//! A service prints one line of JSON with its addresses on stdout once it answers requests.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::Subcommand;
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use treering_types::NodeId;
+
+use crate::cli::loopback;
+
+/// Set by `up` in the environment of the services it starts: they leave Ctrl-C to it, and end when it does.
+pub const SUPERVISED: &str = "TREERING_SUPERVISED";
+
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// Make commits durable: keep the write-ahead log.
+    Safekeeper {
+        #[arg(long)]
+        data_dir: PathBuf,
+        #[arg(long, default_value_t = 1)]
+        node_id: u64,
+        /// Where agents send WAL.
+        #[arg(long, default_value_t = loopback())]
+        listen_wal: SocketAddr,
+        /// Where WAL is streamed from (physical replication).
+        #[arg(long, default_value_t = loopback())]
+        listen_pg: SocketAddr,
+        #[arg(long, default_value_t = loopback())]
+        listen_http: SocketAddr,
+    },
+    /// Serve any page version by timeline and LSN.
+    Pageserver {
+        #[arg(long)]
+        data_dir: PathBuf,
+        #[arg(long, default_value_t = loopback())]
+        listen_pg: SocketAddr,
+        #[arg(long, default_value_t = loopback())]
+        listen_http: SocketAddr,
+        #[arg(long)]
+        safekeeper_http: String,
+        #[arg(long)]
+        safekeeper_pg: String,
+        /// Directory of `initdb` and `postgres`.
+        #[arg(long)]
+        pg_bin_dir: Option<PathBuf>,
+    },
+    /// Run computes on this machine and let clients in.
+    Agent {
+        #[arg(long)]
+        data_dir: PathBuf,
+        /// The port clients connect to.
+        #[arg(long)]
+        listen_clients: SocketAddr,
+        #[arg(long, default_value_t = loopback())]
+        listen_http: SocketAddr,
+        #[arg(long)]
+        control_http: String,
+        #[arg(long)]
+        pageserver_http: String,
+        #[arg(long)]
+        pageserver_pg: String,
+        #[arg(long)]
+        safekeeper_http: String,
+        #[arg(long)]
+        safekeeper_wal: String,
+        #[arg(long)]
+        pg_bin_dir: Option<PathBuf>,
+    },
+    /// Keep projects and branches; the REST API.
+    Control {
+        #[arg(long)]
+        data_dir: PathBuf,
+        #[arg(long, default_value_t = loopback())]
+        listen_http: SocketAddr,
+        #[arg(long)]
+        pageserver_http: String,
+        #[arg(long)]
+        safekeeper_http: String,
+        #[arg(long)]
+        agent_http: String,
+        #[arg(long)]
+        client_address: String,
+    },
+}
+
+/// Runs one service until it is told to stop.
+pub fn run(command: ServiceCommand) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("TREERING_LOG")
+                .unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let supervised = std::env::var_os(SUPERVISED).is_some();
+    if supervised {
+        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        tokio::spawn(cancel_on_signal(stop.clone(), supervised));
+        serve(command, stop).await
+    });
+    // Blocking work that outlives its service would hold the process up.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}
+
+async fn cancel_on_signal(stop: CancellationToken, supervised: bool) -> std::io::Result<()> {
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => if !supervised { break },
+        }
+    }
+    stop.cancel();
+    Ok(())
+}
+
+/// Tells whoever started us where we are.
+fn announce(addresses: serde_json::Value) {
+    let _ = crate::output::print_line(&addresses.to_string());
+}
+
+async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Result<()> {
+    match command {
+        ServiceCommand::Safekeeper { data_dir, node_id, listen_wal, listen_pg, listen_http } => {
+            let options = treering_safekeeper::SafekeeperOptions {
+                data_dir,
+                node_id: NodeId(node_id),
+                listen_wal,
+                listen_pg,
+                listen_http,
+            };
+            treering_safekeeper::run(options, stop, |at| {
+                announce(json!({"wal": at.wal, "pg": at.pg, "http": at.http}));
+            })
+            .await
+        }
+        ServiceCommand::Pageserver {
+            data_dir,
+            listen_pg,
+            listen_http,
+            safekeeper_http,
+            safekeeper_pg,
+            pg_bin_dir,
+        } => {
+            let options = treering_pageserver::PageserverOptions {
+                data_dir,
+                listen_pg,
+                listen_http,
+                safekeeper_http,
+                safekeeper_pg,
+                pg_bin_dir,
+            };
+            treering_pageserver::run(options, stop, |at| {
+                announce(json!({"pg": at.pg, "http": at.http}))
+            })
+            .await
+        }
+        ServiceCommand::Agent {
+            data_dir,
+            listen_clients,
+            listen_http,
+            control_http,
+            pageserver_http,
+            pageserver_pg,
+            safekeeper_http,
+            safekeeper_wal,
+            pg_bin_dir,
+        } => {
+            let options = treering_compute_proxy::AgentOptions {
+                data_dir,
+                listen_clients,
+                listen_http,
+                control_http,
+                pageserver_http,
+                pageserver_pg,
+                safekeeper_http,
+                safekeeper_wal,
+                pg_bin_dir,
+            };
+            treering_compute_proxy::run(options, stop, |at| {
+                announce(json!({"clients": at.clients, "http": at.http}));
+            })
+            .await
+        }
+        ServiceCommand::Control {
+            data_dir,
+            listen_http,
+            pageserver_http,
+            safekeeper_http,
+            agent_http,
+            client_address,
+        } => {
+            let options = treering_control::ControlOptions {
+                data_dir,
+                listen_http,
+                pageserver_http,
+                safekeeper_http,
+                agent_http,
+                client_address,
+            };
+            treering_control::run(options, stop, |http| announce(json!({"http": http}))).await
+        }
+    }
+}
