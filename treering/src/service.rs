@@ -155,12 +155,10 @@ async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Resu
             pg_bin_dir,
         } => {
             let options = treering_pageserver::PageserverOptions {
-                data_dir,
                 listen_pg,
                 listen_http,
-                safekeeper_http,
-                safekeeper_pg,
-                pg_bin_dir,
+                pg_bin_dirs: pg_bin_dir.into_iter().collect(),
+                ..treering_pageserver::PageserverOptions::new(data_dir, safekeeper_http, safekeeper_pg)
             };
             treering_pageserver::run(options, stop, |at| {
                 announce(json!({"pg": at.pg, "http": at.http}))

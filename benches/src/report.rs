@@ -1,0 +1,75 @@
+//! What a scenario found.
+
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+
+/// One figure, with its spread.
+pub struct Report {
+    pub scenario: &'static str,
+    /// What was varied: a scale, a client count.
+    pub size: String,
+    /// The figure that is compared with the bar.
+    pub ours: f64,
+    pub unit: &'static str,
+    pub p50: f64,
+    pub p99: f64,
+    pub samples: u64,
+    /// Against the first size, or against vanilla, as the scenario says.
+    pub ratio: Option<f64>,
+    pub vanilla: Option<f64>,
+}
+
+impl Report {
+    /// From a histogram of nanoseconds; `per_unit` nanoseconds make one `unit`.
+    pub fn latency(
+        scenario: &'static str,
+        size: String,
+        unit: &'static str,
+        per_unit: f64,
+        histogram: &Histogram<u64>,
+    ) -> Report {
+        let at = |quantile| histogram.value_at_quantile(quantile) as f64 / per_unit;
+        let (p50, p99, samples) = (at(0.5), at(0.99), histogram.len());
+        Report { scenario, size, ours: p50, unit, p50, p99, samples, ratio: None, vanilla: None }
+    }
+
+    pub fn json(&self) -> Value {
+        let mut object = json!({
+            "scenario": self.scenario, "size": self.size, "ours": self.ours, "unit": self.unit,
+            "p50": self.p50, "p99": self.p99, "samples": self.samples, "commit": commit(), "machine": machine(),
+        });
+        if let Some(ratio) = self.ratio {
+            object["ratio"] = ratio.into();
+        }
+        if let Some(vanilla) = self.vanilla {
+            object["vanilla"] = vanilla.into();
+        }
+        object
+    }
+}
+
+/// The revision that was built, as git names it.
+fn commit() -> String {
+    let asked = std::process::Command::new("git").args(["describe", "--always", "--dirty"]).output();
+    asked.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
+}
+
+fn machine() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    format!("{} cores, {}", cores, model.map_or("unknown", |(_, name)| name))
+}
+
+/// For people.
+pub fn table(reports: &[Report]) -> String {
+    let mut text = format!("{:<20} {:<24} {:>10} {:>10} {:>8}  {}\n", "scenario", "size", "p50", "p99", "samples", "unit");
+    for r in reports {
+        let ratio = r.ratio.map(|ratio| format!("  ratio {ratio:.2}")).unwrap_or_default();
+        text += &format!(
+            "{:<20} {:<24} {:>10.2} {:>10.2} {:>8}  {}{ratio}\n",
+            r.scenario, r.size, r.p50, r.p99, r.samples, r.unit
+        );
+    }
+    text
+}

@@ -1,0 +1,62 @@
+//! Processes, as `/proc` shows them.
+
+use std::{fs, path::Path};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+fn all() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").expect("/proc");
+    entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+/// Children, their children and so on.
+pub fn descendants(of: i32) -> Vec<i32> {
+    let mut found = vec![of];
+    let all = all();
+    let mut seen = 0;
+    while seen < found.len() {
+        let next = found[seen];
+        found.extend(all.iter().filter(|pid| parent(**pid) == Some(next)));
+        seen += 1;
+    }
+    found.split_off(1)
+}
+
+/// Processes whose working directory lies in `dir`: the Postgres processes of its computes.
+pub fn in_directory(dir: &Path) -> Vec<i32> {
+    let inside = |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
+    all().into_iter().filter(inside).collect()
+}
+
+/// The process that runs `treering service <name>` below `up`.
+pub fn service(up: i32, name: &str) -> Option<i32> {
+    descendants(up).into_iter().find(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = line.split(|b| *b == 0).skip(1);
+        words.next() == Some(b"service") && words.next() == Some(name.as_bytes())
+    })
+}
+
+fn send(pid: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+pub fn kill(pid: i32) {
+    send(pid, Signal::KILL);
+}
+
+/// Freezes a process: it is there, and does not answer.
+pub fn freeze(pid: i32) {
+    send(pid, Signal::STOP);
+}
+
+pub fn thaw(pid: i32) {
+    send(pid, Signal::CONT);
+}

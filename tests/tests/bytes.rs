@@ -1,0 +1,182 @@
+//! Pages of the store against the files of the compute that wrote them, byte for byte under Postgres's own masks.
+//!
+//! A mixed workload, a checkpoint, and then every permanent relation of every database is fetched at the end LSN and
+//! compared. What may differ is listed, and counted: free space maps (never logged), visibility maps of databases made
+//! by the WAL_LOG strategy (their maps are logged as empty pages), trailing zero pages (extension is not logged), sequence
+//! positions (logged ahead), and relations of access methods this version does not redo, which must be refused.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use treering_pgfmt::{mask, redo::rmgr, relpath, version::PgMajor};
+use treering_tests::{Treering, pages::Pages};
+use treering_types::{Fork, Lsn, PAGE_SIZE, RelTag};
+
+const WORKLOAD: &str = include_str!("sql/mixed.sql");
+/// `pg_default`.
+const PG_DEFAULT: u32 = 1663;
+
+/// Pages by what became of them.
+#[derive(Default, Debug)]
+struct Tally(BTreeMap<&'static str, usize>);
+
+impl Tally {
+    fn count(&mut self, what: &'static str) {
+        *self.0.entry(what).or_default() += 1;
+    }
+}
+
+/// One relation as the catalog has it.
+struct Relation {
+    name: String,
+    tag: RelTag,
+    rmid: u8,
+}
+
+fn relations(treering: &Treering, database: &str) -> Vec<Relation> {
+    let query = "SELECT c.oid::regclass, pg_relation_filepath(c.oid), c.relkind, coalesce(a.amname, '')
+                 FROM pg_class c LEFT JOIN pg_am a ON a.oid = c.relam
+                 WHERE c.relpersistence = 'p' AND pg_relation_filepath(c.oid) IS NOT NULL";
+    let text = treering.run("psql", "main", &["-X", "-A", "-t", "-d", database, "-c", query]);
+    let parse = |line: &str| {
+        let fields: Vec<_> = line.split('|').collect();
+        let [name, path, kind, method] = fields[..] else { panic!("{line}") };
+        let rmid = match (kind, method) {
+            ("S", _) => rmgr::SEQUENCE,
+            (_, "btree") => rmgr::BTREE,
+            (_, "gin") => rmgr::GIN,
+            (_, "hash") => rmgr::HASH,
+            (_, "gist") => rmgr::GIST,
+            (_, "spgist") => rmgr::SPGIST,
+            (_, "brin") => rmgr::BRIN,
+            (_, "bloom") => rmgr::GENERIC,
+            _ => rmgr::HEAP,
+        };
+        let (tag, _) = relpath::parse_path(PgMajor::V15, path).unwrap_or_else(|| panic!("{path}"));
+        Relation { name: format!("{database}:{name}"), tag, rmid }
+    };
+    text.lines().map(parse).collect()
+}
+
+/// All blocks of a fork in the compute's files; `None` when there is no such fork.
+fn local_blocks(pgdata: &Path, tag: RelTag) -> Option<Vec<u8>> {
+    let mut all = Vec::new();
+    for segment in 0.. {
+        match fs::read(pgdata.join(relpath::path_of(PgMajor::V15, tag, segment))) {
+            Ok(bytes) => all.extend(bytes),
+            Err(_) if segment == 0 => return None,
+            Err(_) => break,
+        }
+    }
+    Some(all)
+}
+
+/// The tuple of a sequence without its position: `last_value` and `log_cnt` are logged up to 32 ahead.
+fn mask_sequence(page: &mut [u8; PAGE_SIZE]) {
+    let tuple = usize::from(u16::from_le_bytes([page[14], page[15]]));
+    // Tuple header of 24 bytes, then last_value int8, log_cnt int8.
+    if let Some(position) = page.get_mut(tuple + 24..tuple + 40) {
+        position.fill(0);
+    }
+}
+
+fn compare(rmid: u8, fork: Fork, block: u32, local: &[u8], stored: &[u8]) -> Result<&'static str, String> {
+    let mut a: Box<[u8; PAGE_SIZE]> = Box::new(local.try_into().expect("a page"));
+    let mut b: Box<[u8; PAGE_SIZE]> = Box::new(stored.try_into().expect("a page"));
+    if fork == Fork::VisibilityMap {
+        // The map itself: masks blank it. LSN and checksum are not part of it.
+        return match a[24..] == b[24..] {
+            true => Ok("visibility map, equal"),
+            false => Err("visibility maps differ".to_owned()),
+        };
+    }
+    for page in [&mut a, &mut b] {
+        mask::mask_page(rmid, page, block);
+        if rmid == rmgr::SEQUENCE {
+            mask_sequence(page);
+        }
+    }
+    match a.iter().zip(b.iter()).position(|(a, b)| a != b) {
+        None => Ok("equal under masks"),
+        Some(at) => {
+            let end = (at + 16).min(PAGE_SIZE);
+            Err(format!("first differs at {at}: compute {:02x?}, store {:02x?}", &a[at..end], &b[at..end]))
+        }
+    }
+}
+
+#[test]
+fn every_page_equals_the_compute_s_own() {
+    let treering = Treering::start();
+    treering.sql("main", "ALTER SYSTEM SET autovacuum = off");
+    treering.sql("main", "SELECT pg_reload_conf()");
+    let script = tempfile::NamedTempFile::new().expect("temporary file");
+    fs::write(script.path(), WORKLOAD).expect("write");
+    let path = script.path().display().to_string();
+    treering.run("psql", "main", &["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", &path]);
+    treering.run("pgbench", "main", &["-i", "-q", "-s", "2"]);
+    treering.run("pgbench", "main", &["-n", "-c", "4", "-j", "2", "-t", "500"]);
+    treering.sql("main", "VACUUM");
+    treering.sql("main", "CHECKPOINT");
+    let lsn: Lsn = treering.sql("main", "SELECT pg_current_wal_flush_lsn()").parse().expect("an LSN");
+
+    let branch = treering.json(&["branch", "get", "main"]);
+    let id = |name: &str| branch[name].as_str().expect("an id").to_owned();
+    let mut pages =
+        Pages::connect(&treering.address("pageserver_pg"), &id("tenant_id"), &id("timeline_id"));
+    let pgdata = treering.data_dir().join("agent/computes").join(id("timeline_id")).join("run/pgdata");
+    let mut tally = Tally::default();
+    let mut wrong = Vec::new();
+    for database in ["postgres", "template1", "made_by_copy", "made_by_wal"] {
+        for relation in relations(&treering, database) {
+            for fork in [Fork::Main, Fork::VisibilityMap] {
+                let tag = relation.tag.with_fork(fork);
+                compare_fork(&pgdata, &mut pages, &relation, tag, lsn, database, &mut tally, &mut wrong);
+            }
+        }
+    }
+    eprintln!("{tally:#?}");
+    assert!(wrong.is_empty(), "{} pages differ:\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
+    assert!(tally.0.get("equal under masks").is_some_and(|n| *n > 3000), "too little was compared");
+    assert!(tally.0.get("visibility map, equal").is_some_and(|n| *n > 10), "no visibility map was compared");
+    assert!(tally.0.get("refused, not handled").is_some_and(|n| *n > 0), "the unhandled were not refused");
+}
+
+#[allow(clippy::too_many_arguments)]
+fn compare_fork(
+    pgdata: &Path,
+    pages: &mut Pages,
+    relation: &Relation,
+    tag: RelTag,
+    lsn: Lsn,
+    database: &str,
+    tally: &mut Tally,
+    wrong: &mut Vec<String>,
+) {
+    let Some(local) = local_blocks(pgdata, tag) else { return };
+    let stored_blocks = pages.blocks(tag, lsn);
+    for (block, local) in local.chunks_exact(PAGE_SIZE).enumerate() {
+        let block = block as u32;
+        if block >= stored_blocks {
+            match local.iter().all(|b| *b == 0) {
+                true => tally.count("trailing zero page"),
+                false if tag.fork == Fork::VisibilityMap && database == "made_by_wal" => {
+                    tally.count("visibility map of a WAL_LOG database");
+                }
+                false => wrong.push(format!("{} {tag} block {block} is missing", relation.name)),
+            }
+            continue;
+        }
+        let outcome = match pages.page(tag, block, lsn) {
+            Ok(stored) => compare(relation.rmid, tag.fork, block, local, &stored),
+            Err(message) if message.contains("not handled") => Ok("refused, not handled"),
+            Err(message) => Err(message),
+        };
+        match outcome {
+            Ok(what) => tally.count(what),
+            Err(_) if tag.fork == Fork::VisibilityMap && database == "made_by_wal" && tag.tablespace == PG_DEFAULT => {
+                tally.count("visibility map of a WAL_LOG database");
+            }
+            Err(why) => wrong.push(format!("{} {tag} block {block}: {why}", relation.name)),
+        }
+    }
+}

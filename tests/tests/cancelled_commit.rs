@@ -1,0 +1,134 @@
+//! A commit whose wait for the quorum is cancelled is not reported as done before the quorum has it.
+//!
+//! Stock Postgres answers a cancelled wait with success and a warning. The safekeeper is frozen, so nothing can become
+//! durable; whatever ends the wait, no CommandComplete may reach the client until it is thawed.
+
+use std::{process::Stdio, time::Duration};
+
+use tokio::time::timeout;
+use tokio_postgres::Client;
+use treering_tests::{Treering, processes};
+
+/// How long a client is watched for an answer that must not come.
+const SILENCE: Duration = Duration::from_secs(3);
+
+struct Frozen(i32);
+
+impl Frozen {
+    fn now(treering: &Treering) -> Frozen {
+        let pid = treering.service("safekeeper");
+        processes::freeze(pid);
+        Frozen(pid)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        processes::thaw(self.0);
+    }
+}
+
+async fn backend(client: &Client) -> i32 {
+    client.query_one("SELECT pg_backend_pid()", &[]).await.expect("pid").get(0)
+}
+
+/// Runs `statement` against a frozen safekeeper, lets `cancel` end its wait, and expects silence until the thaw.
+async fn held<F: Future<Output = ()>>(treering: &Treering, statement: &str, cancel: impl FnOnce(i32) -> F) {
+    let client = treering.connect("main").await;
+    let pid = backend(&client).await;
+    let frozen = Frozen::now(treering);
+    let statement = statement.to_owned();
+    let mut answer = tokio::spawn(async move { client.batch_execute(&statement).await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    cancel(pid).await;
+    let early = timeout(SILENCE, &mut answer).await;
+    assert!(early.is_err(), "reported before it was durable: {early:?}");
+    drop(frozen);
+    let answer = timeout(Duration::from_secs(30), answer).await.expect("an answer after the thaw").expect("task");
+    answer.expect("the commit is done now");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_wait_is_held_back() {
+    let treering = Treering::start();
+    let setup = treering.connect("main").await;
+    setup
+        .batch_execute(
+            "CREATE TABLE t (n int); CREATE PROCEDURE put(v int) LANGUAGE plpgsql AS $$
+             BEGIN INSERT INTO t VALUES (v); COMMIT; END $$",
+        )
+        .await
+        .expect("set up");
+    // A session from before the freeze, to cancel from: its own reads need no quorum.
+    let other = treering.connect("main").await;
+
+    held(&treering, "INSERT INTO t VALUES (1)", |pid| {
+        let other = &other;
+        async move {
+            let done = other.query_one("SELECT pg_cancel_backend($1)", &[&pid]).await.expect("cancel");
+            assert!(done.get::<_, bool>(0));
+        }
+    })
+    .await;
+
+    // The client hides the warning from itself; the relay must not be fooled.
+    held(&treering, "SET client_min_messages = error; INSERT INTO t VALUES (2)", |pid| {
+        let other = &other;
+        async move {
+            other.query_one("SELECT pg_cancel_backend($1)", &[&pid]).await.expect("cancel");
+        }
+    })
+    .await;
+
+    held(&treering, "SET statement_timeout = 700; CALL put(3)", |_| async {}).await;
+
+    // A cancel request of the client itself, on the client port.
+    let client = treering.connect("main").await;
+    let token = client.cancel_token();
+    let frozen = Frozen::now(&treering);
+    let mut answer = tokio::spawn(async move { client.batch_execute("INSERT INTO t VALUES (4)").await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    token.cancel_query(tokio_postgres::NoTls).await.expect("cancel request");
+    assert!(timeout(SILENCE, &mut answer).await.is_err(), "reported before it was durable");
+    drop(frozen);
+    timeout(Duration::from_secs(30), answer).await.expect("an answer").expect("task").expect("done");
+
+    let rows: i64 = setup.query_one("SELECT count(*) FROM t", &[]).await.expect("count").get(0);
+    assert_eq!(rows, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_cannot_release_a_commit() {
+    let treering = Treering::start();
+    treering.sql("main", "CREATE TABLE t (n int)");
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut receiver = treering.program("pg_receivewal", "main");
+    receiver.env("PGAPPNAME", "treering_agent").args(["--synchronous", "--no-loop", "-D"]).arg(dir.path());
+    let output = receiver.stdout(Stdio::piped()).stderr(Stdio::piped()).output().expect("pg_receivewal");
+    assert!(!output.status.success(), "a stranger's receiver was let in through the client port");
+
+    // Nor on the compute's own socket, where SCRAM would let the user in otherwise.
+    let sockets: Vec<_> = find_sockets(&treering.data_dir());
+    assert!(!sockets.is_empty(), "no socket of a compute found");
+    for dir_of_socket in sockets {
+        let mut receiver = treering.program("pg_receivewal", "main");
+        receiver.env("PGHOST", &dir_of_socket).env("PGPORT", "5432").env_remove("PGOPTIONS");
+        receiver.env("PGAPPNAME", "treering_agent").args(["--no-loop", "-D"]).arg(dir.path());
+        let output = receiver.output().expect("pg_receivewal");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains("reject"), "{stderr}");
+    }
+}
+
+fn find_sockets(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.join(".s.PGSQL.5432").exists() {
+            found.push(path);
+        } else if path.is_dir() {
+            found.extend(find_sockets(&path));
+        }
+    }
+    found
+}
