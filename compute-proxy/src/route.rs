@@ -96,7 +96,8 @@ async fn serve_client(
         }
         Ok(Some(StartupPacket::Startup(startup))) => startup,
         Ok(Some(StartupPacket::SslRequest | StartupPacket::GssEncRequest)) => {
-            let report = Report::fatal(sqlstate::PROTOCOL_VIOLATION, "encryption was refused before");
+            let report =
+                Report::fatal(sqlstate::PROTOCOL_VIOLATION, "encryption was refused before");
             return refuse(client, &report).await;
         }
         Err(OpenError::Io(error)) => return Err(error.into()),
@@ -175,10 +176,7 @@ async fn gone(client: &TcpStream) {
 }
 
 /// Starts the branch's compute if need be and connects to it. The start goes on when this future is dropped.
-async fn reach(
-    wake: Arc<dyn Wake>,
-    branch: BranchName,
-) -> Result<(Target, UnixStream), WakeError> {
+async fn reach(wake: Arc<dyn Wake>, branch: BranchName) -> Result<(Target, UnixStream), WakeError> {
     let mut attempt = 1;
     loop {
         let (starter, name) = (wake.clone(), branch.clone());
@@ -208,12 +206,22 @@ pub enum RouteError {
     )]
     Replication,
     /// The compute would take the relay's own operating-system user as proof for it (`peer`).
-    #[error("role \"{}\" is the agent's own and cannot be used through the client port", settings::AGENT_ROLE)]
+    #[error(
+        "role \"{}\" is the agent's own and cannot be used through the client port",
+        settings::AGENT_ROLE
+    )]
     ReservedRole,
     #[error("{0}")]
     Name(#[from] BranchNameError),
-    #[error("the connection names two branches: \"{first}\" by {first_by} and \"{second}\" by {second_by}")]
-    Ambiguous { first: BranchName, first_by: &'static str, second: BranchName, second_by: &'static str },
+    #[error(
+        "the connection names two branches: \"{first}\" by {first_by} and \"{second}\" by {second_by}"
+    )]
+    Ambiguous {
+        first: BranchName,
+        first_by: &'static str,
+        second: BranchName,
+        second_by: &'static str,
+    },
 }
 
 impl RouteError {

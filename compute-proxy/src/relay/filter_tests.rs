@@ -145,7 +145,8 @@ fn keys_are_known_before_they_are_sent() {
 fn near_misses_do_not_hold() {
     for routine in ["SyncRepWaitForLS", "SyncRepWaitForLSNs", "xSyncRepWaitForLSN", "", "S"] {
         let mut out = Writer::new();
-        let report = warning(routine).with(b'M', "SyncRepWaitForLSN").with(b'D', "RSyncRepWaitForLSN");
+        let report =
+            warning(routine).with(b'M', "SyncRepWaitForLSN").with(b'D', "RSyncRepWaitForLSN");
         out.notice(&report);
         let stream = out.take();
         let step = Filter::default().scan(&stream, |_| false).unwrap();

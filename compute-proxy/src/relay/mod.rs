@@ -70,10 +70,7 @@ pub async fn run(
 
 /// Client to compute, unread. Returns only when the client's connection fails: after its orderly end, or when the
 /// compute takes no more, the other direction decides when the session is over.
-async fn up(
-    mut client: impl AsyncRead + Unpin,
-    mut compute: impl AsyncWrite + Unpin,
-) -> io::Error {
+async fn up(mut client: impl AsyncRead + Unpin, mut compute: impl AsyncWrite + Unpin) -> io::Error {
     let mut buffer = vec![0; UP_BUFFER_SIZE];
     loop {
         let read = match client.read(&mut buffer).await {
@@ -100,8 +97,8 @@ async fn down(
     let mut filter = Filter::default();
     let mut _registration: Option<Registration> = None;
     loop {
-        let step = filter
-            .scan(&buffer[start..end], |pid| session.gate.drained_cancelled_waits(pid))?;
+        let step =
+            filter.scan(&buffer[start..end], |pid| session.gate.drained_cancelled_waits(pid))?;
         if let Some(key) = filter.take_key() {
             _registration = Some(session.cancels.register(key, session.socket));
         }

@@ -48,7 +48,16 @@ impl Postgres {
         fs::write(&password, PASSWORD).unwrap();
         let data = dir.path().join("data");
         let made = command("initdb", owner)
-            .args(["-U", "postgres", "-A", "scram-sha-256", "--no-sync", "-E", "UTF8", "--no-locale"])
+            .args([
+                "-U",
+                "postgres",
+                "-A",
+                "scram-sha-256",
+                "--no-sync",
+                "-E",
+                "UTF8",
+                "--no-locale",
+            ])
             .arg("--pwfile")
             .arg(&password)
             .arg("-D")
@@ -266,7 +275,18 @@ impl Port {
             use std::io::Write;
             let mut psql = Command::new(Path::new(BIN).join("psql"))
                 .env("PGPASSWORD", PASSWORD)
-                .args(["-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose", &conninfo])
+                .args([
+                    "-X",
+                    "-q",
+                    "-A",
+                    "-t",
+                    "-w",
+                    "-v",
+                    "ON_ERROR_STOP=1",
+                    "-v",
+                    "VERBOSITY=verbose",
+                    &conninfo,
+                ])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())

@@ -15,8 +15,8 @@ use treering_types::{ErrorKind, Lsn, NodeId, TenantId, Term, TimelineId};
 
 use crate::{
     AcceptorMessage, Append, AppendResponse, Commit, Elected, Greeting, GreetingResponse,
-    ProposerId, ProposerMessage, Refusal, RefusalReason, TermHistory, TermStart, VoteRequest,
-    VoteResponse,
+    PgAncestor, ProposerId, ProposerMessage, Refusal, RefusalReason, TermHistory, TermStart,
+    VoteRequest, VoteResponse,
 };
 
 /// Version of the protocol, in every greeting.
@@ -84,6 +84,11 @@ impl Message for ProposerMessage {
                 out.put_u32_le(message.pg_major);
                 out.put_u32_le(message.pg_tli);
                 out.put_u64_le(message.start_lsn.0);
+                out.put_u32_le(message.pg_ancestors.len() as u32);
+                for ancestor in &message.pg_ancestors {
+                    out.put_u32_le(ancestor.pg_tli);
+                    out.put_u64_le(ancestor.switch_lsn.0);
+                }
             }),
             ProposerMessage::VoteRequest(message) => {
                 frame(out, VOTE_REQUEST, |out| out.put_u64_le(message.term.0));
@@ -273,7 +278,17 @@ fn greeting_fields(fields: &mut Bytes) -> Option<Greeting> {
         pg_major: u32_le(fields)?,
         pg_tli: u32_le(fields)?,
         start_lsn: lsn(fields)?,
+        pg_ancestors: ancestors(fields)?,
     })
+}
+
+fn ancestors(fields: &mut Bytes) -> Option<Vec<PgAncestor>> {
+    let count = u32_le(fields)? as usize;
+    if count.checked_mul(12)? > fields.remaining() {
+        return None;
+    }
+    let ancestor = |_| Some(PgAncestor { pg_tli: u32_le(fields)?, switch_lsn: lsn(fields)? });
+    (0..count).map(ancestor).collect()
 }
 
 fn elected(fields: &mut Bytes) -> Option<Elected> {

@@ -27,7 +27,7 @@ pub use acceptor::{Acceptor, Effect, Input, Promises};
 pub use history::{HistoryError, TermHistory, TermStart};
 pub use message::{
     AcceptorMessage, Append, AppendResponse, Commit, Elected, Greeting, GreetingResponse,
-    ProposerId, ProposerMessage, Refusal, RefusalReason, VoteRequest, VoteResponse,
+    PgAncestor, ProposerId, ProposerMessage, Refusal, RefusalReason, VoteRequest, VoteResponse,
 };
 pub use proposer::{
     Action, Election, Proposer, ProposerConfig, ProposerError, TimelineIdentity, WalSource,

@@ -55,6 +55,15 @@ pub struct Greeting {
     pub pg_tli: u32,
     /// Where the log of a timeline begins that does not exist yet: a record end. Ignored otherwise.
     pub start_lsn: Lsn,
+    /// The Postgres timelines that this one descends from, oldest first. Ignored if the timeline exists.
+    pub pg_ancestors: Vec<PgAncestor>,
+}
+
+/// One line of a Postgres timeline history file: a timeline, and where the next one (or our own) left it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PgAncestor {
+    pub pg_tli: u32,
+    pub switch_lsn: Lsn,
 }
 
 /// Where the acceptor stands; promises nothing.

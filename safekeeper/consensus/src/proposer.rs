@@ -22,8 +22,8 @@ use self::{
 };
 use crate::{
     AcceptorMessage, Append, AppendResponse, Commit, Elected, Greeting, GreetingResponse,
-    ProposerId, ProposerMessage, Refusal, RefusalReason, TermHistory, TermStart, VoteRequest,
-    VoteResponse,
+    PgAncestor, ProposerId, ProposerMessage, Refusal, RefusalReason, TermHistory, TermStart,
+    VoteRequest, VoteResponse,
 };
 
 /// Largest piece of log in one append and one [`Action::ReadWal`].
@@ -122,6 +122,7 @@ enum Phase {
 #[derive(Clone, Debug)]
 pub struct Proposer {
     config: ProposerConfig,
+    pg_ancestors: Vec<PgAncestor>,
     phase: Phase,
     members: Members,
     /// The end of the log, and its last bytes.
@@ -135,7 +136,14 @@ impl Proposer {
         let members = Members::new(&config.members);
         let window = Window::at(config.timeline.start_lsn, config.window_bytes_max);
         let commit_lsn = config.timeline.start_lsn;
-        Proposer { config, phase: Phase::Gathering, members, window, commit_lsn }
+        let pg_ancestors = Vec::new();
+        Proposer { config, pg_ancestors, phase: Phase::Gathering, members, window, commit_lsn }
+    }
+
+    /// Names the Postgres timelines that a branch descends from, oldest first, for the history file that stock
+    /// receivers ask a member for. Counts only for members that do not know the timeline yet.
+    pub fn with_pg_ancestors(self, pg_ancestors: Vec<PgAncestor>) -> Proposer {
+        Proposer { pg_ancestors, ..self }
     }
 
     /// The outcome of the election, once a majority has voted and until a fencing.
@@ -186,6 +194,7 @@ impl Proposer {
             pg_major: timeline.pg_major,
             pg_tli: timeline.pg_tli,
             start_lsn: timeline.start_lsn,
+            pg_ancestors: self.pg_ancestors.clone(),
         };
         vec![send(member, greeting)]
     }

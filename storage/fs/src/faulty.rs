@@ -116,6 +116,10 @@ impl<F: FileSystem> FileSystem for FaultyFs<F> {
         self.inner.exists(path)
     }
 
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.inner.free_bytes(path)
+    }
+
     fn file_len(&self, path: &Path) -> io::Result<u64> {
         self.inner.file_len(path)
     }

@@ -58,6 +58,10 @@ pub trait FileSystem: Send + Sync + 'static {
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
     /// True for an existing file or directory.
     fn exists(&self, path: &Path) -> io::Result<bool>;
+    /// Bytes that an unprivileged writer may still use where `path` (which exists) lies. Simulated disks are endless.
+    fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
     /// Length of a file in bytes.
     fn file_len(&self, path: &Path) -> io::Result<u64>;
 }

@@ -57,6 +57,11 @@ impl FileSystem for RealFs {
         path.try_exists()
     }
 
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let room = rustix::fs::statvfs(path)?;
+        Ok(room.f_bavail.saturating_mul(room.f_frsize))
+    }
+
     fn file_len(&self, path: &Path) -> io::Result<u64> {
         Ok(fs::metadata(path)?.len())
     }

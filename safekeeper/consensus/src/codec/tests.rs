@@ -30,6 +30,7 @@ fn greetings() -> impl Strategy<Value = Greeting> {
             pg_major: 15,
             pg_tli,
             start_lsn,
+            pg_ancestors: vec![PgAncestor { pg_tli, switch_lsn: start_lsn }],
         })
 }
 

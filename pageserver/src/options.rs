@@ -1,0 +1,52 @@
+//! What a pageserver is started with.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use treering_engine::EngineOptions;
+
+/// Addresses, places and bounds.
+#[derive(Clone, Debug)]
+pub struct PageserverOptions {
+    /// Holds `tenants/` (the engine) and `templates/`. Created if need be. One pageserver per directory.
+    pub data_dir: PathBuf,
+    /// Page service and base backups. Port 0: the kernel's choice.
+    pub listen_pg: SocketAddr,
+    /// Admin API, health, metrics.
+    pub listen_http: SocketAddr,
+    /// `http://host:port` of the safekeeper.
+    pub safekeeper_http: String,
+    /// `host:port` of the safekeeper's replication port.
+    pub safekeeper_pg: String,
+    /// Directories with stock Postgres's programs, before Debian's and `PATH`.
+    pub pg_bin_dirs: Vec<PathBuf>,
+    pub engine: EngineOptions,
+    /// How long a page request or base backup waits for WAL that was not ingested yet.
+    pub wait_lsn_max: Duration,
+    /// How often the safekeeper is asked for timelines with new WAL.
+    pub poll_interval: Duration,
+    /// A replication connection without new WAL and with nothing left to flush is closed after this.
+    pub idle_disconnect: Duration,
+}
+
+impl PageserverOptions {
+    /// Loopback, ports of the kernel's choice, defaults for all bounds.
+    pub fn new(
+        data_dir: impl Into<PathBuf>,
+        safekeeper_http: impl Into<String>,
+        safekeeper_pg: impl Into<String>,
+    ) -> PageserverOptions {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        PageserverOptions {
+            data_dir: data_dir.into(),
+            listen_pg: any,
+            listen_http: any,
+            safekeeper_http: safekeeper_http.into(),
+            safekeeper_pg: safekeeper_pg.into(),
+            pg_bin_dirs: Vec::new(),
+            engine: EngineOptions::default(),
+            wait_lsn_max: Duration::from_secs(30),
+            poll_interval: Duration::from_secs(1),
+            idle_disconnect: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! What every face of the pageserver shares: the engine, the live timelines, and the few acts on them.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::{Notify, Semaphore},
+    task,
+};
+use tokio_util::sync::CancellationToken;
+use treering_engine::{Boundary, Engine, NewTenant, Tenant};
+use treering_fs::RealFs;
+use treering_pgfmt::version::PgMajor;
+use treering_types::{Lsn, TenantId, TimelineId};
+
+use crate::{
+    clock,
+    error::ServiceError,
+    import::{self, Templates},
+    live::LiveTimeline,
+    metrics::Metrics,
+    options::PageserverOptions,
+};
+
+/// Blocking calls (engine reads and writes, imports) at once.
+const BLOCKING_MAX: usize = 64;
+/// Base backups at once; the others wait their turn.
+const BACKUPS_MAX: usize = 8;
+
+/// A branch that was made, or was there already.
+pub struct Branched {
+    pub live: Arc<LiveTimeline>,
+    /// What was asked, before it was rounded down to a record end.
+    pub asked: Lsn,
+}
+
+/// See the module.
+pub struct Service {
+    pub options: PageserverOptions,
+    pub engine: Arc<Engine>,
+    pub metrics: Metrics,
+    templates: Templates,
+    live: Mutex<HashMap<(TenantId, TimelineId), Arc<LiveTimeline>>>,
+    /// Wakes the poll of the safekeeper.
+    poke: Notify,
+    blocking: Semaphore,
+    pub(crate) backups: Semaphore,
+    pub cancel: CancellationToken,
+}
+
+impl Service {
+    /// Opens the engine. Blocking.
+    ///
+    /// # Errors
+    /// Those of [`Engine::open`].
+    pub fn open(
+        options: PageserverOptions,
+        cancel: CancellationToken,
+    ) -> Result<Arc<Service>, ServiceError> {
+        let root = options.data_dir.join("tenants");
+        std::fs::create_dir_all(&root)?;
+        let engine = Engine::open(Arc::new(RealFs), &root, options.engine.clone())?;
+        let templates = Templates::new(&options.data_dir, options.pg_bin_dirs.clone());
+        Ok(Arc::new(Service {
+            options,
+            engine,
+            metrics: Metrics::default(),
+            templates,
+            live: Mutex::default(),
+            poke: Notify::new(),
+            blocking: Semaphore::new(BLOCKING_MAX),
+            backups: Semaphore::new(BACKUPS_MAX),
+            cancel,
+        }))
+    }
+
+    /// Runs something that blocks: in place where the runtime allows it (no hand-over between threads), else on its
+    /// blocking pool. Bounded.
+    ///
+    /// # Errors
+    /// Shutdown; else what `work` gives.
+    pub async fn blocking<T, E>(
+        &self,
+        work: impl FnOnce() -> Result<T, E> + Send + 'static,
+    ) -> Result<T, ServiceError>
+    where
+        T: Send + 'static,
+        E: Into<ServiceError> + Send + 'static,
+    {
+        let _permit = self.blocking.acquire().await.map_err(|_| ServiceError::Shutdown)?;
+        let done = match Handle::current().runtime_flavor() {
+            RuntimeFlavor::CurrentThread => {
+                task::spawn_blocking(work).await.map_err(|error| match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    Err(_) => ServiceError::Shutdown,
+                })?
+            }
+            _ => task::block_in_place(work),
+        };
+        done.map_err(Into::into)
+    }
+
+    /// Asks the safekeeper for new WAL now rather than at the next poll.
+    pub fn poke(&self) {
+        self.poke.notify_one();
+    }
+
+    pub(crate) async fn poked(&self) {
+        self.poke.notified().await;
+    }
+
+    /// A timeline that the engine has.
+    ///
+    /// # Errors
+    /// NotFound.
+    pub fn live(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> Result<Arc<LiveTimeline>, ServiceError> {
+        let mut known = self.live.lock();
+        if let Some(live) = known.get(&(tenant, timeline)) {
+            return Ok(Arc::clone(live));
+        }
+        // The way up to the first ancestor that is known, then down again.
+        let mut missing = vec![self.engine.timeline(tenant, timeline)?];
+        while let Some((ancestor, _)) = missing[missing.len() - 1].ancestor()
+            && !known.contains_key(&(tenant, ancestor.id()))
+        {
+            missing.push(Arc::clone(ancestor));
+        }
+        loop {
+            let Some(next) = missing.pop() else { return Err(ServiceError::Shutdown) };
+            let key = (tenant, next.id());
+            let ancestor = next.ancestor().and_then(|(ancestor, fork)| {
+                Some((Arc::clone(known.get(&(tenant, ancestor.id()))?), fork))
+            });
+            let live = Arc::new(LiveTimeline::new(next, ancestor, self.cancel.child_token()));
+            known.insert(key, Arc::clone(&live));
+            if missing.is_empty() {
+                return Ok(live);
+            }
+        }
+    }
+
+    /// Creates a tenant, or answers with the one that is there with the same properties.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub async fn create_tenant(
+        self: &Arc<Self>,
+        id: TenantId,
+        pg_major: PgMajor,
+    ) -> Result<Arc<Tenant>, ServiceError> {
+        let engine = Arc::clone(&self.engine);
+        self.blocking(move || {
+            // The identifier is drawn once; asked again, the tenant keeps its own.
+            let kept = engine.tenant(id).ok().map(|tenant| tenant.properties().system_id);
+            let system_id = kept.unwrap_or_else(clock::fresh_system_id);
+            engine.create_tenant(NewTenant { id, pg_major, system_id })
+        })
+        .await
+    }
+
+    /// Imports the template of the tenant's major as its root timeline. The same call again answers with the root
+    /// that is there.
+    ///
+    /// # Errors
+    /// Conflict when the tenant has another root; those of the import.
+    pub async fn create_root(
+        self: &Arc<Self>,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> Result<Arc<LiveTimeline>, ServiceError> {
+        let service = Arc::clone(self);
+        self.blocking(move || {
+            let found = service.engine.tenant(tenant)?;
+            if found.info().root == Some(timeline) {
+                return Ok(());
+            }
+            let data = service.templates.of(found.properties().pg_major)?;
+            import::import_cluster(&found, timeline, &data, clock::now())?;
+            Ok::<_, ServiceError>(())
+        })
+        .await?;
+        self.live(tenant, timeline)
+    }
+
+    /// Forks `new` from `ancestor` at the last record end at or before `at` (`None`: at what is ingested now),
+    /// waiting up to `patience` for `at` to be ingested.
+    ///
+    /// # Errors
+    /// NotYet when it was not, Gone before the kept history, Conflict when `new` is something else already.
+    pub async fn branch(
+        self: &Arc<Self>,
+        tenant: TenantId,
+        new: TimelineId,
+        ancestor: TimelineId,
+        at: Option<Lsn>,
+        patience: Duration,
+    ) -> Result<Branched, ServiceError> {
+        let parent = self.live(tenant, ancestor)?;
+        let asked = at.unwrap_or_else(|| parent.timeline.last_record_lsn());
+        self.wait_for(&parent, asked, patience).await?;
+        let service = Arc::clone(self);
+        self.blocking(move || {
+            let boundary = boundary_at(&parent, asked)?;
+            service.engine.tenant(tenant)?.branch(new, ancestor, boundary.end)?;
+            Ok::<_, ServiceError>(())
+        })
+        .await?;
+        Ok(Branched { live: self.live(tenant, new)?, asked })
+    }
+
+    /// [`LiveTimeline::wait_for`], asking the safekeeper at once.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn wait_for(
+        &self,
+        live: &LiveTimeline,
+        lsn: Lsn,
+        patience: Duration,
+    ) -> Result<(), ServiceError> {
+        if live.timeline.last_record_lsn() < lsn {
+            self.poke();
+        }
+        live.wait_for(lsn, patience).await
+    }
+
+    /// # Errors
+    /// NotFound; Conflict while it has branches.
+    pub async fn delete_timeline(
+        self: &Arc<Self>,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> Result<(), ServiceError> {
+        let service = Arc::clone(self);
+        self.blocking(move || {
+            service.engine.tenant(tenant)?.delete_timeline(timeline)?;
+            service.forget(|key| *key == (tenant, timeline));
+            Ok::<_, ServiceError>(())
+        })
+        .await
+    }
+
+    /// Deletes a tenant with all its timelines.
+    ///
+    /// # Errors
+    /// NotFound.
+    pub async fn delete_tenant(self: &Arc<Self>, tenant: TenantId) -> Result<(), ServiceError> {
+        let service = Arc::clone(self);
+        self.blocking(move || {
+            service.engine.delete_tenant(tenant)?;
+            service.forget(|key| key.0 == tenant);
+            Ok::<_, ServiceError>(())
+        })
+        .await
+    }
+
+    fn forget(&self, is_gone: impl Fn(&(TenantId, TimelineId)) -> bool) {
+        self.live.lock().retain(|key, live| {
+            if is_gone(key) {
+                live.stop.cancel();
+            }
+            !is_gone(key)
+        });
+    }
+}
+
+/// The last record end at or before `lsn` that belongs to the history of `live`.
+///
+/// # Errors
+/// Gone when there is none.
+pub(crate) fn boundary_at(live: &LiveTimeline, lsn: Lsn) -> Result<Boundary, ServiceError> {
+    let found = live.timeline.record_boundary(lsn)?;
+    let (timeline, start_lsn) = (live.id(), live.timeline.start_lsn());
+    found.ok_or(ServiceError::BeforeStart { timeline, lsn, start_lsn })
+}

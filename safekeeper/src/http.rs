@@ -1,0 +1,186 @@
+//! The admin API, for operators, control and the node agent.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Path, Query, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::{Deserialize, Serialize};
+use treering_types::{ErrorKind, Lsn, TenantId, Term, TimelineId};
+
+use crate::{error::StoreError, metrics::Metrics, timeline::Timeline, timelines::Timelines};
+
+/// Most bytes of WAL in one answer: one segment.
+const WAL_BYTES_MAX: u64 = treering_types::WAL_SEGMENT_SIZE;
+
+#[derive(Clone)]
+pub(crate) struct Api {
+    pub(crate) timelines: Arc<Timelines>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+pub(crate) fn router(api: Api) -> Router {
+    Router::new()
+        .route("/v1/timelines", get(list))
+        .route("/v1/tenant/{tenant}/timeline/{timeline}", get(detail).delete(delete))
+        .route("/v1/tenant/{tenant}/timeline/{timeline}/wal", get(wal))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(|| async { "ok\n" }))
+        .route("/metrics", get(metrics))
+        .fallback(|| async { Problem::not_found("no such path") })
+        .with_state(api)
+}
+
+/// A timeline as the API shows it.
+#[derive(Serialize)]
+struct TimelineInfo {
+    tenant_id: TenantId,
+    timeline_id: TimelineId,
+    term: Term,
+    last_log_term: Term,
+    start_lsn: Lsn,
+    flush_lsn: Lsn,
+    commit_lsn: Lsn,
+    trim_lsn: Lsn,
+    pg_tli: u32,
+    /// As text: it does not fit a JSON number.
+    system_id: String,
+    pg_version: u32,
+    /// Why it refuses everything, when it does.
+    latched: Option<String>,
+}
+
+impl TimelineInfo {
+    fn of(timeline: &Timeline) -> TimelineInfo {
+        let (identity, status) = (timeline.identity(), timeline.status());
+        TimelineInfo {
+            tenant_id: identity.tenant,
+            timeline_id: identity.timeline,
+            term: status.term,
+            last_log_term: status.last_log_term,
+            start_lsn: status.start_lsn,
+            flush_lsn: status.flush_lsn,
+            commit_lsn: status.commit_lsn,
+            trim_lsn: status.trim_lsn,
+            pg_tli: identity.pg_tli,
+            system_id: identity.system_id.to_string(),
+            pg_version: identity.pg_major,
+            latched: status.latched,
+        }
+    }
+}
+
+async fn list(State(api): State<Api>) -> Json<Vec<TimelineInfo>> {
+    Json(api.timelines.list().iter().map(|timeline| TimelineInfo::of(timeline)).collect())
+}
+
+type Ids = Path<(String, String)>;
+
+async fn detail(State(api): State<Api>, ids: Ids) -> Result<Json<TimelineInfo>, Problem> {
+    let (tenant, timeline) = parse_ids(&ids)?;
+    Ok(Json(TimelineInfo::of(&*api.timelines.get(tenant, timeline)?)))
+}
+
+async fn delete(State(api): State<Api>, ids: Ids) -> Result<StatusCode, Problem> {
+    let (tenant, timeline) = parse_ids(&ids)?;
+    api.timelines.delete(tenant, timeline).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WalQuery {
+    from: Lsn,
+    to: Lsn,
+    /// Refuse unless the log is still this term's after the bytes were read.
+    term: Option<u64>,
+}
+
+/// Raw bytes `from..to`, page headers included, up to `flush_lsn`; at most 16 MiB.
+async fn wal(
+    State(api): State<Api>,
+    ids: Ids,
+    query: Result<Query<WalQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Problem> {
+    let (tenant, timeline) = parse_ids(&ids)?;
+    let Query(WalQuery { from, to, term }) =
+        query.map_err(|error| Problem::invalid(None, error.body_text()))?;
+    match to.bytes_since(from) {
+        None => return Err(Problem::invalid(Some("to"), format!("{to} is before {from}"))),
+        Some(bytes) if bytes > WAL_BYTES_MAX => {
+            let text = format!("{bytes} bytes asked for, at most {WAL_BYTES_MAX} are given");
+            return Err(Problem::invalid(Some("to"), text));
+        }
+        Some(_) => {}
+    }
+    let bytes = api.timelines.get(tenant, timeline)?.read(from, to, term.map(Term)).await?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
+}
+
+async fn metrics(State(api): State<Api>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], api.metrics.render(&api.timelines)).into_response()
+}
+
+fn parse_ids(Path((tenant, timeline)): &Ids) -> Result<(TenantId, TimelineId), Problem> {
+    let bad =
+        |field, error: treering_types::IdError| Problem::invalid(Some(field), error.to_string());
+    let tenant = tenant.parse().map_err(|error| bad("tenant_id", error))?;
+    Ok((tenant, timeline.parse().map_err(|error| bad("timeline_id", error))?))
+}
+
+/// An error as the API shows it.
+#[derive(Serialize)]
+struct Problem {
+    #[serde(skip)]
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+impl Problem {
+    fn new(status: StatusCode, code: &'static str, message: String) -> Problem {
+        Problem { status, code, message, field: None, hint: None }
+    }
+
+    fn invalid(field: Option<&'static str>, message: String) -> Problem {
+        Problem { field, ..Problem::new(StatusCode::BAD_REQUEST, "invalid", message) }
+    }
+
+    fn not_found(message: &str) -> Problem {
+        Problem::new(StatusCode::NOT_FOUND, "not_found", message.to_owned())
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Problem {
+        let (status, code) = match error.kind() {
+            ErrorKind::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            ErrorKind::Gone => (StatusCode::GONE, "gone"),
+            ErrorKind::NotYet => (StatusCode::CONFLICT, "not_yet"),
+            ErrorKind::Conflict => (StatusCode::CONFLICT, "conflict"),
+            ErrorKind::Fenced => (StatusCode::CONFLICT, "fenced"),
+            ErrorKind::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            ErrorKind::Shutdown => (StatusCode::SERVICE_UNAVAILABLE, "shutdown"),
+            ErrorKind::Corrupt => (StatusCode::INTERNAL_SERVER_ERROR, "corrupt"),
+            ErrorKind::Io => (StatusCode::INTERNAL_SERVER_ERROR, "io"),
+            ErrorKind::Invalid => (StatusCode::BAD_REQUEST, "invalid"),
+        };
+        Problem::new(status, code, error.to_string())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.status, Json(self)).into_response()
+    }
+}

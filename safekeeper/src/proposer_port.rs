@@ -1,0 +1,157 @@
+//! The WAL port: proposers speak the protocol of `treering_consensus::codec` here.
+//!
+//! A connection begins with a greeting that names its timeline; from then on its messages go to that timeline's
+//! queue, and the answers come back on their own. A refusal is the last thing sent.
+
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::mpsc,
+    time::timeout,
+};
+use treering_consensus::{
+    AcceptorMessage, ProposerMessage, Refusal,
+    codec::{CodecError, Message},
+};
+
+use crate::{
+    error::StoreError,
+    timeline::{ANSWERS, Request, Timeline},
+    timelines::Timelines,
+};
+
+/// How long a connection may stay without a greeting.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer that was refused may take to close its side.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+const READ_BYTES: usize = 256 * 1024;
+
+/// Why a proposer's connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PortError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("no greeting in time")]
+    Silent,
+    #[error("first message is no greeting")]
+    NoGreeting,
+}
+
+/// Serves one connection to its end.
+pub(crate) async fn serve(stream: TcpStream, timelines: Arc<Timelines>) -> Result<(), PortError> {
+    stream.set_nodelay(true)?;
+    let (read, mut write) = stream.into_split();
+    let mut reader = Reader { read, input: BytesMut::with_capacity(READ_BYTES) };
+    let first = timeout(GREETING_TIMEOUT, reader.next()).await.map_err(|_| PortError::Silent)??;
+    let greeting = match first {
+        None => return Ok(()),
+        Some(ProposerMessage::Greeting(greeting)) => greeting,
+        Some(_) => return Err(PortError::NoGreeting),
+    };
+    let timeline = match timelines.greet(&greeting).await {
+        Ok(timeline) => timeline,
+        Err(error) => {
+            send_refusal(&mut write, &error).await?;
+            reader.drain().await;
+            return Err(error.into());
+        }
+    };
+    let (proposer, connection) = (greeting.proposer, timelines.next_connection());
+    let (answers, queue) = mpsc::channel(ANSWERS);
+    timeline.send(Request::Attach { proposer, connection, answers }).await?;
+    timeline.send(Request::Message { proposer, connection, message: greeting.into() }).await?;
+    let stop = timeline.stopping().clone();
+    let ended = tokio::select! {
+        ended = write_answers(write, queue) => ended,
+        ended = read_messages(&mut reader, &timeline, |message| Request::Message {
+            proposer, connection, message,
+        }) => ended,
+        () = stop.cancelled() => Ok(()),
+    };
+    reader.drain().await;
+    // The timeline may be gone by now; then there is nothing to detach from.
+    let _ = timeline.send(Request::Detach { proposer, connection }).await;
+    ended
+}
+
+async fn read_messages(
+    reader: &mut Reader,
+    timeline: &Timeline,
+    request: impl Fn(ProposerMessage) -> Request,
+) -> Result<(), PortError> {
+    while let Some(message) = reader.next().await? {
+        timeline.send(request(message)).await?;
+    }
+    Ok(())
+}
+
+/// Sends answers as they come, those that wait together in one write.
+async fn write_answers(
+    mut write: OwnedWriteHalf,
+    mut queue: mpsc::Receiver<AcceptorMessage>,
+) -> Result<(), PortError> {
+    let mut out = BytesMut::new();
+    let mut answers = Vec::new();
+    while queue.recv_many(&mut answers, ANSWERS).await > 0 {
+        let is_last = answers.iter().any(|answer| matches!(answer, AcceptorMessage::Refusal(_)));
+        answers.drain(..).for_each(|answer| answer.encode(&mut out));
+        write.write_all_buf(&mut out).await?;
+        if is_last {
+            write.shutdown().await?;
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn send_refusal(write: &mut OwnedWriteHalf, error: &StoreError) -> io::Result<()> {
+    let refusal = Refusal { reason: error.refusal_reason(), text: error.to_string() };
+    let mut out = BytesMut::new();
+    AcceptorMessage::Refusal(refusal).encode(&mut out);
+    write.write_all_buf(&mut out).await?;
+    write.shutdown().await
+}
+
+struct Reader {
+    read: OwnedReadHalf,
+    input: BytesMut,
+}
+
+impl Reader {
+    /// The next message; `None` at the end of the stream. Bytes read are kept when the future is dropped.
+    async fn next(&mut self) -> Result<Option<ProposerMessage>, PortError> {
+        loop {
+            if let Some(message) = ProposerMessage::decode(&mut self.input)? {
+                return Ok(Some(message));
+            }
+            self.input.reserve(READ_BYTES);
+            if self.read.read_buf(&mut self.input).await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads and forgets until the peer closes: closing with unread bytes would throw a refusal on its way away.
+    async fn drain(&mut self) {
+        let _ = timeout(DRAIN_TIMEOUT, async {
+            loop {
+                self.input.clear();
+                match self.read.read_buf(&mut self.input).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(_) => {}
+                }
+            }
+        })
+        .await;
+    }
+}

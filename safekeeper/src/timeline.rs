@@ -1,0 +1,290 @@
+//! A running timeline: a task that feeds the member with whatever has queued up, and everyone else's handle on it.
+//!
+//! The queue is bounded; a proposer that sends faster than the disk writes waits in its own socket. While the disk
+//! is busy with one batch the next one gathers: that is the group commit. Answers go to the newest connection of a
+//! proposer; messages that an older connection of it still had under way are dropped.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use treering_consensus::{AcceptorMessage, PgAncestor, ProposerId, ProposerMessage};
+use treering_types::{Lsn, Term};
+
+use crate::{
+    control_file::Identity,
+    error::StoreError,
+    member::{Member, Outgoing, Status},
+    metrics::Metrics,
+    wal_store::WalFiles,
+};
+
+/// Messages that may wait for the disk; an append holds at most a frame's bytes.
+const QUEUE: usize = 64;
+/// Answers that may wait for a proposer's socket before its connection is given up.
+pub(crate) const ANSWERS: usize = 1024;
+/// After so much quiet the commit position is persisted.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// Names one connection of a proposer; later ones are higher.
+pub(crate) type ConnectionId = u64;
+
+pub(crate) enum Request {
+    /// A connection greeted; answers go there from now on.
+    Attach {
+        proposer: ProposerId,
+        connection: ConnectionId,
+        answers: mpsc::Sender<AcceptorMessage>,
+    },
+    Detach {
+        proposer: ProposerId,
+        connection: ConnectionId,
+    },
+    Message {
+        proposer: ProposerId,
+        connection: ConnectionId,
+        message: ProposerMessage,
+    },
+    /// WAL before this is in the pageserver's layers.
+    Horizon(Lsn),
+}
+
+/// A handle; cheap to share.
+pub struct Timeline {
+    identity: Identity,
+    files: WalFiles,
+    requests: mpsc::Sender<Request>,
+    status: watch::Receiver<Status>,
+    stop: CancellationToken,
+    stopped: CancellationToken,
+}
+
+impl Timeline {
+    /// Starts the task. It ends when `stop` is cancelled, with the commit position persisted.
+    pub(crate) fn start(
+        member: Member,
+        stop: CancellationToken,
+        metrics: Arc<Metrics>,
+    ) -> Timeline {
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let (publish, status) = watch::channel(member.status());
+        let stopped = CancellationToken::new();
+        let timeline = Timeline {
+            identity: member.identity().clone(),
+            files: member.files().clone(),
+            requests,
+            status,
+            stop: stop.clone(),
+            stopped: stopped.clone(),
+        };
+        let driver = Driver {
+            member: Some(member),
+            publish,
+            connections: HashMap::new(),
+            horizon: Lsn::INVALID,
+            metrics,
+        };
+        tokio::spawn(async move {
+            let _done = stopped.drop_guard();
+            driver.run(queue, stop).await;
+        });
+        timeline
+    }
+
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Changes of the watermarks.
+    pub(crate) fn watch(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Ends the task, waiting for what is being written.
+    pub(crate) async fn shut_down(&self) {
+        self.stop.cancel();
+        self.stopped.cancelled().await;
+    }
+
+    /// Cancelled when the timeline stops or is deleted.
+    pub(crate) fn stopping(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    pub(crate) async fn send(&self, request: Request) -> Result<(), StoreError> {
+        self.requests.send(request).await.map_err(|_| match self.status().latched {
+            Some(reason) => StoreError::Latched(reason),
+            None => StoreError::Shutdown,
+        })
+    }
+
+    /// Lines for a Postgres history file, oldest first.
+    pub fn pg_ancestors(&self) -> &[PgAncestor] {
+        &self.identity.pg_ancestors
+    }
+
+    /// Reads `from..to` of the log, up to `flush_lsn`, from the segment that the timeline starts in on.
+    ///
+    /// With `term`: the bytes are those of that term's log; without, bytes behind `commit_lsn` may be cut later.
+    ///
+    /// # Errors
+    /// [`StoreError::NotYet`], [`StoreError::Trimmed`], [`StoreError::OtherTerm`].
+    pub async fn read(&self, from: Lsn, to: Lsn, term: Option<Term>) -> Result<Bytes, StoreError> {
+        let before = self.status();
+        let oldest = before.trim_lsn.segment_start();
+        if from < oldest {
+            return Err(StoreError::Trimmed { lsn: from, trim_lsn: oldest });
+        }
+        if to > before.flush_lsn {
+            return Err(StoreError::NotYet { lsn: to, end: before.flush_lsn });
+        }
+        let files = self.files.clone();
+        let bytes = run_blocking(move || files.read(from, to)).await??;
+        // A later proposer cuts only after the term has moved: asked after the read, the term vouches for it.
+        let found = self.status().term;
+        match term {
+            Some(expected) if expected != found => {
+                Err(StoreError::OtherTerm { found: found.0, expected: expected.0 })
+            }
+            Some(_) | None => Ok(bytes),
+        }
+    }
+}
+
+/// Runs file work off the async threads.
+pub(crate) async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| StoreError::Latched(error.to_string()))
+}
+
+struct Connection {
+    id: ConnectionId,
+    answers: mpsc::Sender<AcceptorMessage>,
+}
+
+struct Driver {
+    /// Away while a batch is being written.
+    member: Option<Member>,
+    publish: watch::Sender<Status>,
+    connections: HashMap<ProposerId, Connection>,
+    horizon: Lsn,
+    metrics: Arc<Metrics>,
+}
+
+impl Driver {
+    async fn run(mut self, mut queue: mpsc::Receiver<Request>, stop: CancellationToken) {
+        let mut is_quiet = true;
+        loop {
+            let mut requests = Vec::new();
+            let wait = if is_quiet { Duration::MAX } else { QUIET };
+            let received = tokio::select! {
+                () = stop.cancelled() => break,
+                received = timeout(wait, queue.recv_many(&mut requests, QUEUE)) => received,
+            };
+            let alive = match received {
+                Ok(0) => break,
+                Ok(_) => self.handle(requests).await,
+                Err(_) => self.with_member(persist_quietly).await,
+            };
+            is_quiet = received.is_err();
+            if alive.is_err() {
+                break;
+            }
+        }
+        if self.with_member(persist_quietly).await.is_err() {
+            self.publish.send_modify(|status| {
+                status.latched.get_or_insert_with(|| "the writer ended unexpectedly".to_owned());
+            });
+        }
+    }
+
+    async fn handle(&mut self, requests: Vec<Request>) -> Result<(), StoreError> {
+        let messages = self.sort(requests);
+        let horizon = self.horizon;
+        let metrics = self.metrics.clone();
+        let answers = self
+            .with_member(move |member| {
+                let answers = metrics.observe_batch(&messages, || member.process(messages.clone()));
+                if let Err(error) = member.trim(horizon) {
+                    tracing::warn!(%error, timeline = %member.identity().timeline, "not trimmed");
+                }
+                answers
+            })
+            .await?;
+        answers.into_iter().for_each(|answer| self.answer(answer));
+        Ok(())
+    }
+
+    /// Notes what concerns this task; the rest is for the member.
+    fn sort(&mut self, requests: Vec<Request>) -> Vec<(ProposerId, ProposerMessage)> {
+        let mut messages = Vec::new();
+        for request in requests {
+            match request {
+                Request::Attach { proposer, connection: id, answers } => {
+                    self.connections.insert(proposer, Connection { id, answers });
+                }
+                Request::Detach { proposer, connection } => {
+                    if self.is_newest(proposer, connection) {
+                        self.connections.remove(&proposer);
+                    }
+                }
+                Request::Message { proposer, connection, message } => {
+                    if self.is_newest(proposer, connection) {
+                        messages.push((proposer, message));
+                    }
+                }
+                Request::Horizon(lsn) => self.horizon = self.horizon.max(lsn),
+            }
+        }
+        messages
+    }
+
+    fn is_newest(&self, proposer: ProposerId, connection: ConnectionId) -> bool {
+        self.connections.get(&proposer).is_some_and(|known| known.id == connection)
+    }
+
+    fn answer(&mut self, Outgoing { to, message }: Outgoing) {
+        let is_last = matches!(message, AcceptorMessage::Refusal(_));
+        let Some(connection) = self.connections.get(&to) else { return };
+        if connection.answers.try_send(message).is_err() || is_last {
+            self.connections.remove(&to);
+        }
+    }
+
+    /// Lends the member to a thread that may block, and publishes its watermarks after.
+    async fn with_member<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Member) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let mut member = self.member.take().ok_or(StoreError::Shutdown)?;
+        let (member, value) = run_blocking(move || {
+            let value = work(&mut member);
+            (member, value)
+        })
+        .await?;
+        let status = member.status();
+        self.publish.send_if_modified(|published| {
+            let is_new = *published != status;
+            *published = status;
+            is_new
+        });
+        self.member = Some(member);
+        Ok(value)
+    }
+}
+
+fn persist_quietly(member: &mut Member) {
+    if let Err(error) = member.persist_commit() {
+        let timeline = member.identity().timeline;
+        tracing::warn!(%error, %timeline, "commit position not persisted");
+    }
+}

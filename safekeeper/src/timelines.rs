@@ -1,0 +1,272 @@
+//! All timelines of a safekeeper: found at start, created by a proposer's greeting, deleted by an operator.
+//!
+//! `<data_dir>/<tenant>/<timeline>/` holds `control` and the segments. A deleted timeline leaves a `deleted` mark
+//! behind, so that a proposer which has not heard of it cannot bring it back empty. One that cannot be opened
+//! stays closed and is reported; the others are served.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use treering_consensus::Greeting;
+use treering_fs::{FileSystem, write_atomically};
+use treering_types::{NodeId, TenantId, TimelineId};
+
+use crate::{
+    control_file::{CONTROL_FILE, Identity},
+    error::StoreError,
+    member::Member,
+    metrics::Metrics,
+    timeline::{ConnectionId, Timeline, run_blocking},
+};
+
+const DELETED_MARK: &str = "deleted";
+
+type Key = (TenantId, TimelineId);
+
+#[derive(Clone)]
+enum Slot {
+    Open(Arc<Timeline>),
+    /// It could not be opened: why.
+    Broken(Arc<str>),
+    Deleted,
+}
+
+/// The timelines of one data directory.
+pub struct Timelines {
+    fs: Arc<dyn FileSystem>,
+    data_dir: PathBuf,
+    node: NodeId,
+    slots: Mutex<BTreeMap<Key, Slot>>,
+    /// Held while a timeline is created or deleted.
+    changing: tokio::sync::Mutex<()>,
+    connections: AtomicU64,
+    stop: CancellationToken,
+    metrics: Arc<Metrics>,
+}
+
+impl Timelines {
+    /// Opens everything below `data_dir`. Timelines that cannot be opened are logged and stay closed.
+    pub async fn open(
+        fs: Arc<dyn FileSystem>,
+        data_dir: PathBuf,
+        node: NodeId,
+        stop: CancellationToken,
+        metrics: Arc<Metrics>,
+    ) -> Result<Timelines, StoreError> {
+        let timelines = Timelines {
+            fs,
+            data_dir,
+            node,
+            slots: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+            connections: AtomicU64::new(0),
+            stop,
+            metrics,
+        };
+        let (fs, data_dir) = (timelines.fs.clone(), timelines.data_dir.clone());
+        let found = run_blocking(move || find(&*fs, &data_dir)).await??;
+        for key in found {
+            if let Some(slot) = timelines.load(key).await {
+                timelines.slots.lock().insert(key, slot);
+            }
+        }
+        Ok(timelines)
+    }
+
+    fn directory(&self, (tenant, timeline): Key) -> PathBuf {
+        self.data_dir.join(tenant.to_string()).join(timeline.to_string())
+    }
+
+    /// What the directory holds; `None` for one that a crash left before its creation was complete.
+    async fn load(&self, key: Key) -> Option<Slot> {
+        let (fs, directory, node) = (self.fs.clone(), self.directory(key), self.node);
+        let opened = run_blocking(move || open_directory(fs, &directory, node)).await;
+        match opened.and_then(|opened| opened) {
+            Ok(Opened::Member(member)) => Some(Slot::Open(self.run(*member))),
+            Ok(Opened::Deleted) => Some(Slot::Deleted),
+            Ok(Opened::Nothing) => None,
+            Err(error) => {
+                tracing::error!(%error, timeline = %key.1, "timeline stays closed");
+                Some(Slot::Broken(error.to_string().into()))
+            }
+        }
+    }
+
+    fn run(&self, member: Member) -> Arc<Timeline> {
+        Arc::new(Timeline::start(member, self.stop.child_token(), self.metrics.clone()))
+    }
+
+    /// All open timelines, in order of their ids.
+    pub fn list(&self) -> Vec<Arc<Timeline>> {
+        let slots = self.slots.lock();
+        let open = slots.values().filter_map(|slot| match slot {
+            Slot::Open(timeline) => Some(timeline.clone()),
+            Slot::Broken(_) | Slot::Deleted => None,
+        });
+        open.collect()
+    }
+
+    /// Timelines that could not be opened.
+    pub fn broken(&self) -> usize {
+        self.slots.lock().values().filter(|slot| matches!(slot, Slot::Broken(_))).count()
+    }
+
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::Deleted`], [`StoreError::Latched`] for one that could not be opened.
+    pub fn get(&self, tenant: TenantId, timeline: TimelineId) -> Result<Arc<Timeline>, StoreError> {
+        match self.slots.lock().get(&(tenant, timeline)) {
+            Some(Slot::Open(timeline)) => Ok(timeline.clone()),
+            Some(Slot::Broken(reason)) => Err(StoreError::Latched(reason.to_string())),
+            Some(Slot::Deleted) => Err(StoreError::Deleted),
+            None => Err(StoreError::NotFound),
+        }
+    }
+
+    /// The timeline that a greeting describes; created if nobody has spoken of it before.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when the one that exists is of another system, version or Postgres timeline.
+    pub async fn greet(&self, greeting: &Greeting) -> Result<Arc<Timeline>, StoreError> {
+        let key = (greeting.tenant, greeting.timeline);
+        let existing = match self.get(key.0, key.1) {
+            Err(StoreError::NotFound) => self.create(key, greeting).await?,
+            other => other?,
+        };
+        check_identity(existing.identity(), greeting)?;
+        Ok(existing)
+    }
+
+    async fn create(&self, key: Key, greeting: &Greeting) -> Result<Arc<Timeline>, StoreError> {
+        let _guard = self.changing.lock().await;
+        match self.get(key.0, key.1) {
+            Err(StoreError::NotFound) => {}
+            other => return other,
+        }
+        if self.stop.is_cancelled() {
+            return Err(StoreError::Shutdown);
+        }
+        let identity = Identity {
+            tenant: greeting.tenant,
+            timeline: greeting.timeline,
+            system_id: greeting.system_id,
+            pg_major: greeting.pg_major,
+            pg_tli: greeting.pg_tli,
+            pg_ancestors: greeting.pg_ancestors.clone(),
+        };
+        let (fs, directory, node) = (self.fs.clone(), self.directory(key), self.node);
+        let start_lsn = greeting.start_lsn;
+        let create = move || Member::create(fs, &directory, node, identity, start_lsn);
+        let timeline = self.run(run_blocking(create).await??);
+        self.slots.lock().insert(key, Slot::Open(timeline.clone()));
+        tracing::info!(timeline = %key.1, %start_lsn, "timeline created");
+        Ok(timeline)
+    }
+
+    /// Stops a timeline and removes its files; done already is done. What remains is the mark.
+    pub async fn delete(&self, tenant: TenantId, timeline: TimelineId) -> Result<(), StoreError> {
+        let key = (tenant, timeline);
+        let _guard = self.changing.lock().await;
+        let slot = self.slots.lock().get(&key).cloned();
+        match slot {
+            None => return Err(StoreError::NotFound),
+            Some(Slot::Deleted) => return Ok(()),
+            Some(Slot::Open(open)) => open.shut_down().await,
+            Some(Slot::Broken(_)) => {}
+        }
+        let (fs, directory) = (self.fs.clone(), self.directory(key));
+        run_blocking(move || mark_deleted(&*fs, &directory)).await??;
+        self.slots.lock().insert(key, Slot::Deleted);
+        let (fs, directory) = (self.fs.clone(), self.directory(key));
+        run_blocking(move || remove_content(&*fs, &directory)).await??;
+        tracing::info!(%timeline, "timeline deleted");
+        Ok(())
+    }
+
+    pub(crate) fn next_connection(&self) -> ConnectionId {
+        self.connections.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Stops all timelines, each with its commit position persisted.
+    pub async fn shut_down(&self) {
+        self.stop.cancel();
+        for timeline in self.list() {
+            timeline.shut_down().await;
+        }
+    }
+}
+
+enum Opened {
+    Member(Box<Member>),
+    Deleted,
+    Nothing,
+}
+
+fn open_directory(
+    fs: Arc<dyn FileSystem>,
+    directory: &Path,
+    node: NodeId,
+) -> Result<Opened, StoreError> {
+    let exists = |name: &str| {
+        let path = directory.join(name);
+        fs.exists(&path).map_err(StoreError::io("find", &path))
+    };
+    if exists(DELETED_MARK)? {
+        remove_content(&*fs, directory)?;
+        return Ok(Opened::Deleted);
+    }
+    if !exists(CONTROL_FILE)? {
+        return Ok(Opened::Nothing);
+    }
+    Member::open(fs, directory, node).map(Box::new).map(Opened::Member)
+}
+
+fn mark_deleted(fs: &dyn FileSystem, directory: &Path) -> Result<(), StoreError> {
+    let path = directory.join(DELETED_MARK);
+    write_atomically(fs, &path, b"").map_err(StoreError::io("write", &path))
+}
+
+fn remove_content(fs: &dyn FileSystem, directory: &Path) -> Result<(), StoreError> {
+    for name in fs.list(directory).map_err(StoreError::io("list", directory))? {
+        let path = directory.join(&name);
+        if name != DELETED_MARK {
+            fs.remove_file(&path).map_err(StoreError::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Directories named by a tenant's and a timeline's id. Others are not ours to judge.
+fn find(fs: &dyn FileSystem, data_dir: &Path) -> Result<Vec<Key>, StoreError> {
+    let names = |path: &Path| fs.list(path).map_err(StoreError::io("list", path));
+    let mut keys = Vec::new();
+    for tenant in names(data_dir)? {
+        let Ok(tenant_id) = tenant.parse::<TenantId>() else { continue };
+        let timelines = names(&data_dir.join(tenant))?;
+        keys.extend(timelines.iter().filter_map(|name| Some((tenant_id, name.parse().ok()?))));
+    }
+    Ok(keys)
+}
+
+fn check_identity(existing: &Identity, offered: &Greeting) -> Result<(), StoreError> {
+    let facts = [
+        ("system id", existing.system_id, offered.system_id),
+        ("Postgres version", existing.pg_major.into(), offered.pg_major.into()),
+        ("Postgres timeline", existing.pg_tli.into(), offered.pg_tli.into()),
+    ];
+    match facts.into_iter().find(|(_, existing, offered)| existing != offered) {
+        None => Ok(()),
+        Some((what, existing, offered)) => Err(StoreError::Conflict {
+            what,
+            existing: existing.to_string(),
+            offered: offered.to_string(),
+        }),
+    }
+}

@@ -1,0 +1,195 @@
+//! The engine: all tenants below one directory.
+//!
+//! ```text
+//! <root>/<tenant>/manifest
+//! <root>/<tenant>/<timeline>/manifest
+//! <root>/<tenant>/<timeline>/<number>.layer
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+};
+
+use parking_lot::{Mutex, RwLock};
+use treering_fs::{FileSystem, create_dir_durably};
+use treering_types::{TenantId, TimelineId};
+
+use crate::{
+    background,
+    context::Context,
+    error::{EngineError, Result},
+    manifest::{MANIFEST_FILE, TenantManifest, invariants, store},
+    options::EngineOptions,
+    recover,
+    tenant::{NewTenant, Tenant},
+    timeline::Timeline,
+};
+
+/// See the module. Dropping it stops its thread and writes nothing: what was not flushed is to be ingested again.
+pub struct Engine {
+    root: PathBuf,
+    context: Arc<Context>,
+    tenants: RwLock<BTreeMap<TenantId, Arc<Tenant>>>,
+    /// Held while tenants come and go.
+    changing: Mutex<()>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Opens the engine at `root`, creating it if need be. Each timeline stands at its `disk_consistent_lsn`, whatever
+    /// happened before; files that no manifest names are removed.
+    ///
+    /// One engine per directory: the caller sees to that.
+    ///
+    /// # Errors
+    /// Corrupt naming a manifest that fails its checks, Conflict for files of a newer format, Io. A damaged *layer* does not
+    /// keep the engine from opening: reads that need it fail, and [`Engine::scrub`] names it.
+    pub fn open(
+        fs: Arc<dyn FileSystem>,
+        root: &Path,
+        options: EngineOptions,
+    ) -> Result<Arc<Engine>> {
+        create_dir_durably(fs.as_ref(), root)
+            .map_err(|error| EngineError::io("creating", root, error))?;
+        let background = options.background;
+        let context = Arc::new(Context::new(fs, options));
+        let tenants = open_tenants(&context, root)?;
+        let engine = Arc::new(Engine {
+            root: root.to_owned(),
+            context: Arc::clone(&context),
+            tenants: RwLock::new(tenants),
+            changing: Mutex::new(()),
+            thread: Mutex::new(None),
+        });
+        if background {
+            let spawned = background::spawn(context, Arc::downgrade(&engine));
+            let thread = spawned.map_err(|error| EngineError::io("starting", root, error))?;
+            *engine.thread.lock() = Some(thread);
+        }
+        Ok(engine)
+    }
+
+    /// Creates a tenant; durable on return. The same call again answers with the tenant that is there.
+    ///
+    /// # Errors
+    /// Conflict when it exists with other properties, Io.
+    pub fn create_tenant(&self, new: NewTenant) -> Result<Arc<Tenant>> {
+        let _changing = self.changing.lock();
+        if let Ok(existing) = self.tenant(new.id) {
+            let same = existing.properties() == new;
+            return if same { Ok(existing) } else { Err(EngineError::TenantExists(new.id)) };
+        }
+        let directory = self.root.join(new.id.to_string());
+        create_dir_durably(self.context.fs.as_ref(), &directory)
+            .map_err(|error| EngineError::io("creating", directory.clone(), error))?;
+        let tenant = Tenant::create(&self.context, &directory, new)?;
+        self.tenants.write().insert(new.id, Arc::clone(&tenant));
+        Ok(tenant)
+    }
+
+    /// Deletes a tenant with all its timelines. It is gone on return, also after a crash.
+    ///
+    /// # Errors
+    /// NotFound, Io.
+    pub fn delete_tenant(&self, id: TenantId) -> Result<()> {
+        let _changing = self.changing.lock();
+        let tenant = self.tenant(id)?;
+        let fs = self.context.fs.as_ref();
+        let directory = self.root.join(id.to_string());
+        let gone = self.root.join(format!("{id}{}", recover::DELETED_SUFFIX));
+        tenant.abandon();
+        self.tenants.write().remove(&id);
+        recover::remove_directory(fs, &gone)?;
+        let renamed = fs.rename(&directory, &gone).and_then(|()| fs.sync_dir(&self.root));
+        renamed.map_err(|error| EngineError::io("renaming", directory, error))?;
+        recover::remove_directory(fs, &gone)
+    }
+
+    /// # Errors
+    /// NotFound.
+    pub fn tenant(&self, id: TenantId) -> Result<Arc<Tenant>> {
+        self.tenants.read().get(&id).cloned().ok_or(EngineError::NoTenant(id))
+    }
+
+    /// All tenants, by id.
+    pub fn tenants(&self) -> Vec<Arc<Tenant>> {
+        self.tenants.read().values().cloned().collect()
+    }
+
+    /// One timeline of one tenant.
+    ///
+    /// # Errors
+    /// NotFound.
+    pub fn timeline(&self, tenant: TenantId, timeline: TimelineId) -> Result<Arc<Timeline>> {
+        self.tenant(tenant)?.timeline(timeline)
+    }
+
+    /// All timelines of all tenants.
+    pub fn timelines(&self) -> Vec<Arc<Timeline>> {
+        self.tenants().iter().flat_map(|tenant| tenant.timelines()).collect()
+    }
+
+    /// Flushes every timeline: for a clean stop. Goes on past failures and gives the first.
+    ///
+    /// # Errors
+    /// As [`Timeline::flush`].
+    pub fn flush_all(&self) -> Result<()> {
+        let results: Vec<_> = self.timelines().iter().map(|timeline| timeline.flush()).collect();
+        results.into_iter().collect()
+    }
+
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.context.flush_queue.stop();
+        let Some(thread) = self.thread.lock().take() else { return };
+        // The thread itself may hold the last reference for a moment; it ends by itself then.
+        if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+            tracing::error!("the flush thread panicked");
+        }
+    }
+}
+
+fn open_tenants(context: &Arc<Context>, root: &Path) -> Result<BTreeMap<TenantId, Arc<Tenant>>> {
+    let mut tenants = BTreeMap::new();
+    for name in recover::list(context.fs.as_ref(), root)? {
+        let directory = root.join(&name);
+        if name.ends_with(recover::DELETED_SUFFIX) {
+            recover::remove_directory(context.fs.as_ref(), &directory)?;
+        } else if let Ok(id) = name.parse::<TenantId>()
+            && let Some(tenant) = open_tenant(context, &directory, id)?
+        {
+            tenants.insert(id, tenant);
+        }
+    }
+    Ok(tenants)
+}
+
+/// `None`, and no directory, when the tenant's creation was cut short.
+fn open_tenant(
+    context: &Arc<Context>,
+    directory: &Path,
+    id: TenantId,
+) -> Result<Option<Arc<Tenant>>> {
+    let fs = context.fs.as_ref();
+    let corrupt = |what: &str| EngineError::corrupt(directory.join(MANIFEST_FILE), 0, what);
+    let Some(manifest) = store::load::<TenantManifest>(fs, directory)? else {
+        if recover::is_unfinished_tenant(fs, directory)? {
+            recover::remove_directory(fs, directory)?;
+            return Ok(None);
+        }
+        return Err(corrupt("the tenant's manifest is missing"));
+    };
+    if manifest.tenant != id {
+        return Err(corrupt("the manifest belongs to another tenant"));
+    }
+    invariants::tenant(&manifest).map_err(corrupt)?;
+    Tenant::open(context, directory, manifest).map(Some)
+}

@@ -1,0 +1,245 @@
+//! The flush: frozen layers become layer files, oldest first, and `disk_consistent_lsn` moves.
+//!
+//! Order, each step durable before the next: layer file → timeline manifest → (first time) the tenant's note that there is
+//! one → watermark. A crash between steps leaves a file that no manifest names; it is removed when the engine is opened.
+//!
+//! Full-page writes are off, so nothing else bounds a page's chain: the flush writes an image where one has grown to
+//! `chain_max`, counting what older layers and ancestors hold of it.
+
+use std::{path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use treering_fs::create_dir_durably;
+use treering_pgfmt::change::PageChange;
+use treering_types::{Key, Lsn};
+
+use crate::{
+    error::{EngineError, Result},
+    layer::{
+        Entry, LayerDesc,
+        file::LayerFile,
+        open::{OpenLayer, Stored},
+        writer::{LayerWriter, WriteFailure},
+    },
+    manifest::{TimelineManifest, invariants, store},
+    read::fetch,
+    timeline::{Phase, Timeline, is_page},
+};
+
+impl Timeline {
+    /// Makes everything written so far durable: on return `disk_consistent_lsn` is at least what `last_record_lsn` was.
+    ///
+    /// # Errors
+    /// `Io` when the disk refuses (it may be tried again), `Latched` after a failed sync.
+    pub fn flush(&self) -> Result<()> {
+        self.freeze();
+        self.flush_frozen()
+    }
+
+    /// Freezes the open layer if it is old enough, and flushes what is frozen. The background thread's turn.
+    ///
+    /// # Errors
+    /// As [`Timeline::flush`].
+    pub fn maybe_flush(&self) -> Result<()> {
+        let open = Arc::clone(&self.layers().open);
+        let behind = self.disk_consistent_lsn() < self.last_record_lsn();
+        if behind && open.opened_at.elapsed() >= self.context.options.open_layer_age_max {
+            self.freeze();
+        }
+        if self.layers().frozen.is_empty() { Ok(()) } else { self.flush_frozen() }
+    }
+
+    /// Flushes all frozen layers.
+    pub(crate) fn flush_frozen(&self) -> Result<()> {
+        let mut manifest = self.manifest.lock();
+        loop {
+            let layers = self.layers();
+            let Some(oldest) = layers.frozen.last() else { return Ok(()) };
+            let flushed = self.flush_one(&mut manifest, oldest);
+            *self.flush_problem.lock() = flushed.as_ref().err().cloned();
+            self.progress.notify();
+            flushed?;
+        }
+    }
+
+    fn flush_one(&self, manifest: &mut TimelineManifest, frozen: &Arc<OpenLayer>) -> Result<()> {
+        self.check_latch()?;
+        let phase = self.check_not_deleted()?;
+        let end_lsn = frozen.frozen_at();
+        let file = match frozen.is_empty() {
+            true => None,
+            false => self.write_layer(manifest.next_layer, frozen)?,
+        };
+        if file.is_some() || end_lsn > manifest.disk_consistent_lsn {
+            self.save_manifest(manifest, file.as_deref(), end_lsn)?;
+            if phase == Phase::Live {
+                self.tenant()?.note_flushed(self)?;
+            }
+        }
+        self.change_layers(|layers| layers.with_flushed(frozen, file.clone()));
+        self.progress.set_disk_consistent_lsn(end_lsn);
+        Ok(())
+    }
+
+    fn save_manifest(
+        &self,
+        manifest: &mut TimelineManifest,
+        file: Option<&LayerFile>,
+        disk_consistent_lsn: Lsn,
+    ) -> Result<()> {
+        let mut next = manifest.clone();
+        next.sequence += 1;
+        next.disk_consistent_lsn = disk_consistent_lsn;
+        if let Some(file) = file {
+            next.next_layer = file.desc.number + 1;
+            next.runs.insert(0, vec![file.desc.clone()]);
+        }
+        if let Err(sentence) = invariants::timeline_step(manifest, &next) {
+            panic!("manifest of timeline {} would break: {sentence}", self.id());
+        }
+        self.ensure_directory()?;
+        store::save(self.context.fs.as_ref(), &self.directory, &next)
+            .map_err(|error| self.latch.close(error))?;
+        *manifest = next;
+        Ok(())
+    }
+
+    fn ensure_directory(&self) -> Result<()> {
+        create_dir_durably(self.context.fs.as_ref(), &self.directory).map_err(|error| {
+            self.latch.close(EngineError::io("creating", self.directory.clone(), error))
+        })
+    }
+
+    /// Writes a frozen layer as file `number`, and opens it. `None` when no value of it needs keeping.
+    fn write_layer(&self, number: u64, frozen: &OpenLayer) -> Result<Option<Arc<LayerFile>>> {
+        self.ensure_directory()?;
+        let desc = self.write_values(number, frozen).map_err(|failure| self.refuse(failure))?;
+        let Some(desc) = desc else { return Ok(None) };
+        let (fs, serial) = (self.context.fs.as_ref(), self.context.next_serial());
+        let file = LayerFile::open(fs, &self.directory, self.owner(), desc, serial);
+        match file.broken() {
+            None => Ok(Some(Arc::new(file))),
+            Some(error) => Err(self.latch.close(error)),
+        }
+    }
+
+    fn refuse(&self, failure: WriteFailure) -> EngineError {
+        let io = |path: PathBuf, error| EngineError::io("writing", path, error);
+        match failure {
+            WriteFailure::Retry(path, error) => io(path, error),
+            WriteFailure::Latch(path, error) => self.latch.close(io(path, error)),
+        }
+    }
+
+    fn write_values(
+        &self,
+        number: u64,
+        frozen: &OpenLayer,
+    ) -> Result<Option<LayerDesc>, WriteFailure> {
+        let fs = self.context.fs.as_ref();
+        let block_bytes = self.context.options.block_bytes;
+        let mut writer = LayerWriter::create(fs, &self.directory, self.owner(), number, block_bytes)?;
+        let mut last = None;
+        while let Some((key, values)) = frozen.next_history(last) {
+            for entry in self.entries(key, values) {
+                writer.push(&entry)?;
+            }
+            last = Some(key);
+        }
+        writer.finish()
+    }
+
+    /// The entries that one key's values become.
+    fn entries(&self, key: Key, values: Vec<Stored>) -> Vec<Entry> {
+        let images = is_page(&key) && self.phase() == Phase::Live;
+        let chain_max = self.context.options.chain_max.max(1);
+        let before = if images { self.chain_before(key, &values, chain_max) } else { 0 };
+        let due = if images { images_due(before, &values, chain_max) } else { Vec::new() };
+        let mut due = due.into_iter().peekable();
+        let mut entries: Vec<Entry> = Vec::with_capacity(values.len());
+        let mut chain = before;
+        for (index, value) in values.into_iter().enumerate() {
+            let image = due.next_if_eq(&index).and_then(|_| self.image_at(key, value.lsn));
+            let Stored { lsn, base, bytes } = match image {
+                Some(bytes) => Stored { lsn: value.lsn, base: true, bytes },
+                None => value,
+            };
+            if base {
+                // It holds all that came before it at the same LSN.
+                while entries.last().is_some_and(|entry| entry.lsn == lsn) {
+                    entries.pop();
+                }
+            }
+            chain = if base { 0 } else { chain + 1 };
+            let stored_chain = u16::try_from(chain).unwrap_or(u16::MAX);
+            entries.push(Entry { key, lsn, base, chain: stored_chain, bytes });
+        }
+        entries
+    }
+
+    /// The length of the chain that older layers hold of `key`.
+    fn chain_before(&self, key: Key, values: &[Stored], chain_max: usize) -> usize {
+        let Some(first) = values.first().filter(|value| !value.base) else { return 0 };
+        let below = Lsn(first.lsn.0.saturating_sub(1));
+        let length = self
+            .view_unchecked(below)
+            .and_then(|view| fetch::chain_length(&view, key, below, chain_max));
+        // An ancestor that cannot be asked now: assume the worst, so that an image comes soon.
+        length.unwrap_or(chain_max)
+    }
+
+    /// The page after all changes at `lsn`, as a value; `None` when it cannot be made: reads will say why.
+    fn image_at(&self, key: Key, lsn: Lsn) -> Option<Bytes> {
+        let page = self.view_unchecked(lsn).and_then(|view| view.page(&key, lsn));
+        match page {
+            Ok(page) => Some(PageChange::Image(page).encode()),
+            Err(error) => {
+                tracing::debug!(%error, ?key, "no image in the flush");
+                None
+            }
+        }
+    }
+}
+
+/// Indexes of values that an image should replace, so that no chain passes `chain_max` (by more than the changes of one LSN).
+fn images_due(before: usize, values: &[Stored], chain_max: usize) -> Vec<usize> {
+    let mut due = Vec::new();
+    let mut chain = before;
+    for (index, value) in values.iter().enumerate() {
+        chain = if value.base { 0 } else { chain + 1 };
+        let is_last_at_lsn = values.get(index + 1).is_none_or(|next| next.lsn != value.lsn);
+        if chain >= chain_max && is_last_at_lsn {
+            due.push(index);
+            chain = 0;
+        }
+    }
+    due
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(spec: &[(u64, bool)]) -> Vec<Stored> {
+        let stored = |(lsn, base): &(u64, bool)| Stored {
+            lsn: Lsn(*lsn),
+            base: *base,
+            bytes: Bytes::from_static(b"x"),
+        };
+        spec.iter().map(stored).collect()
+    }
+
+    #[test]
+    fn images_bound_chains() {
+        let changes: Vec<(u64, bool)> = (1..=10).map(|lsn| (lsn, false)).collect();
+        assert_eq!(images_due(0, &values(&changes), 4), [3, 7]);
+        assert_eq!(images_due(2, &values(&changes), 4), [1, 5, 9]);
+        assert_eq!(images_due(0, &values(&[(1, true), (2, false), (3, true)]), 2), []);
+    }
+
+    #[test]
+    fn an_image_stands_behind_all_changes_of_its_lsn() {
+        let spec = values(&[(1, false), (2, false), (2, false), (3, false)]);
+        assert_eq!(images_due(0, &spec, 2), [2]);
+    }
+}

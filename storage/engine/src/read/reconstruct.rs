@@ -1,0 +1,47 @@
+//! Reconstruction: a chain of changes becomes a page.
+
+use std::sync::Arc;
+
+use treering_pgfmt::{change::PageChange, redo};
+use treering_types::{PAGE_SIZE, PageImage};
+
+use super::{
+    View,
+    fetch::{Chain, Change},
+};
+use crate::error::{EngineError, Result};
+
+/// Redoes a chain, oldest change first, from its cached base or from zeros. A page that took redo is kept in the cache.
+///
+/// # Errors
+/// A change that cannot be decoded or redone; the page is not served then.
+pub(crate) fn page(view: &View<'_>, chain: Chain) -> Result<PageImage> {
+    let mut page: PageImage = match &chain.cached {
+        Some((_, cached)) => Box::new(**cached),
+        None => Box::new([0; PAGE_SIZE]),
+    };
+    for change in chain.changes.iter().rev() {
+        apply(view, change, &mut page)?;
+    }
+    // A lone image in a cached block is as cheap as the cache itself.
+    let took_redo = chain.changes.len() > 1 || (chain.cached.is_some() && !chain.changes.is_empty());
+    if let Some(newest) = chain.changes.first().filter(|_| took_redo) {
+        view.caches.put_page(newest.page, Arc::new(*page));
+    }
+    Ok(page)
+}
+
+fn apply(view: &View<'_>, change: &Change, page: &mut [u8; PAGE_SIZE]) -> Result<()> {
+    let (key, lsn) = (change.page.key, change.page.lsn);
+    if change.bytes.is_empty() {
+        page.fill(0);
+        return Ok(());
+    }
+    let decoded = PageChange::decode(&change.bytes).map_err(|error| EngineError::CorruptValue {
+        timeline: change.timeline,
+        key,
+        lsn,
+        what: error.to_string(),
+    })?;
+    Ok(redo::apply(view.pg_major, &key, lsn, &decoded, page)?)
+}

@@ -1,0 +1,112 @@
+//! Opening after a stop of any kind: what manifests name is there, everything else goes.
+//!
+//! Only names of our own making are removed: timeline directories, layer files, `.tmp` files and `.deleted` directories.
+//! A manifest that cannot be read stops the opening; nothing is ever cleared away on its account.
+
+use std::{collections::BTreeSet, path::Path};
+
+use treering_fs::FileSystem;
+use treering_types::TimelineId;
+
+use crate::{
+    error::{EngineError, Result},
+    layer::LAYER_SUFFIX,
+    manifest::{MANIFEST_FILE, TimelineManifest, invariants, store},
+};
+
+/// Suffix of a tenant's directory once the tenant is deleted.
+pub(crate) const DELETED_SUFFIX: &str = ".deleted";
+
+/// The manifest of a timeline, its directory rid of files that no manifest names. `empty`: its state if never flushed.
+///
+/// # Errors
+/// Corrupt when it cannot be read, breaks an invariant, or is missing though `flushed`.
+pub(crate) fn timeline_manifest(
+    fs: &dyn FileSystem,
+    directory: &Path,
+    empty: TimelineManifest,
+    flushed: bool,
+) -> Result<TimelineManifest> {
+    let corrupt = |what: &str| EngineError::corrupt(directory.join(MANIFEST_FILE), 0, what);
+    let manifest = match store::load::<TimelineManifest>(fs, directory)? {
+        Some(manifest) => manifest,
+        None if flushed => return Err(corrupt("the timeline's manifest is missing")),
+        None => {
+            remove_directory(fs, directory)?;
+            return Ok(empty);
+        }
+    };
+    if (manifest.tenant, manifest.timeline) != (empty.tenant, empty.timeline) {
+        return Err(corrupt("the manifest belongs to another timeline"));
+    }
+    if manifest.pg_tli != empty.pg_tli {
+        if flushed {
+            return Err(corrupt("the manifest belongs to another life of the timeline"));
+        }
+        // Left over from a deleted timeline of the same id.
+        remove_directory(fs, directory)?;
+        return Ok(empty);
+    }
+    invariants::timeline(&manifest).map_err(corrupt)?;
+    if manifest.disk_consistent_lsn < empty.disk_consistent_lsn {
+        return Err(corrupt("disk_consistent_lsn lies before the timeline's start"));
+    }
+    remove_unnamed_files(fs, directory, &manifest)?;
+    Ok(manifest)
+}
+
+fn remove_unnamed_files(
+    fs: &dyn FileSystem,
+    directory: &Path,
+    manifest: &TimelineManifest,
+) -> Result<()> {
+    let named: BTreeSet<String> = manifest.layers().map(|layer| layer.file_name()).collect();
+    for name in list(fs, directory)? {
+        let ours = name.ends_with(LAYER_SUFFIX) || name.ends_with(".tmp");
+        if ours && !named.contains(&name) {
+            let path = directory.join(&name);
+            tracing::info!(path = %path.display(), "removing a file that no manifest names");
+            fs.remove_file(&path).map_err(|error| EngineError::io("removing", path, error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes directories of timelines that the tenant's manifest does not name: unfinished imports, deleted timelines.
+pub(crate) fn remove_unknown_timelines(
+    fs: &dyn FileSystem,
+    directory: &Path,
+    known: &BTreeSet<TimelineId>,
+) -> Result<()> {
+    for name in list(fs, directory)? {
+        let unknown = name.parse::<TimelineId>().is_ok_and(|id| !known.contains(&id));
+        if unknown {
+            tracing::info!(timeline = %name, "removing a timeline that no manifest names");
+            remove_directory(fs, &directory.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// True when a directory holds nothing but what the creation of a tenant leaves when it is cut short.
+pub(crate) fn is_unfinished_tenant(fs: &dyn FileSystem, directory: &Path) -> Result<bool> {
+    Ok(list(fs, directory)?.iter().all(|name| name.ends_with(".tmp")))
+}
+
+/// Removes a directory, if it is there, durably.
+pub(crate) fn remove_directory(fs: &dyn FileSystem, directory: &Path) -> Result<()> {
+    let error = |error| EngineError::io("removing", directory, error);
+    if !fs.exists(directory).map_err(error)? {
+        return Ok(());
+    }
+    fs.remove_dir_all(directory).map_err(error)?;
+    match directory.parent() {
+        Some(parent) => fs.sync_dir(parent).map_err(error),
+        None => Ok(()),
+    }
+}
+
+/// The names in a directory.
+pub(crate) fn list(fs: &dyn FileSystem, directory: &Path) -> Result<Vec<String>> {
+    fs.list(directory).map_err(|error| EngineError::io("listing", directory, error))
+}

@@ -1,0 +1,391 @@
+//! A tenant: one Postgres system identifier, one family of timelines.
+//!
+//! The tenant manifest decides what exists. Everything that changes it holds `state`; the write is durable before its result is
+//! visible or acknowledged. Look-ups take `timelines` only, so they never wait for the disk.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::{Path, PathBuf},
+    sync::{Arc, Weak},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::{Mutex, RwLock};
+use treering_pgfmt::version::PgMajor;
+use treering_types::{Lsn, TenantId, TimelineId};
+
+use crate::{
+    branch::owner_of,
+    context::Context,
+    error::{EngineError, Result},
+    latch::Latch,
+    manifest::{TenantManifest, TimelineEntry, TimelineManifest, invariants, store},
+    recover,
+    timeline::{Origin, Phase, Timeline, TimelineIdentity},
+};
+
+/// Postgres's number for the root timeline.
+const ROOT_PG_TLI: u32 = 1;
+/// Seconds from 1970-01-01 to 2000-01-01, Postgres's epoch.
+const POSTGRES_EPOCH_SECONDS: i64 = 946_684_800;
+
+/// Properties of a tenant; they never change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewTenant {
+    pub id: TenantId,
+    pub pg_major: PgMajor,
+    /// Postgres's system identifier.
+    pub system_id: u64,
+}
+
+/// A tenant at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantInfo {
+    pub id: TenantId,
+    pub pg_major: PgMajor,
+    pub system_id: u64,
+    pub root: Option<TimelineId>,
+    pub timelines: usize,
+}
+
+/// See the module.
+pub struct Tenant {
+    properties: NewTenant,
+    context: Arc<Context>,
+    directory: PathBuf,
+    state: Mutex<State>,
+    timelines: RwLock<BTreeMap<TimelineId, Arc<Timeline>>>,
+    latch: Latch,
+    itself: Weak<Tenant>,
+}
+
+struct State {
+    /// As it is on disk.
+    manifest: TenantManifest,
+    importing: HashMap<TimelineId, Arc<Timeline>>,
+    /// Deleted, but the directory may still be there.
+    leaving: HashSet<TimelineId>,
+}
+
+impl Tenant {
+    /// Makes a tenant durable in its (existing) directory.
+    pub(crate) fn create(
+        context: &Arc<Context>,
+        directory: &Path,
+        new: NewTenant,
+    ) -> Result<Arc<Tenant>> {
+        let manifest = TenantManifest {
+            tenant: new.id,
+            sequence: 1,
+            pg_major: new.pg_major,
+            system_id: new.system_id,
+            next_pg_tli: ROOT_PG_TLI,
+            timelines: BTreeMap::new(),
+        };
+        store::save(context.fs.as_ref(), directory, &manifest)?;
+        Ok(Tenant::with_manifest(context, directory, manifest))
+    }
+
+    fn with_manifest(
+        context: &Arc<Context>,
+        directory: &Path,
+        manifest: TenantManifest,
+    ) -> Arc<Tenant> {
+        let TenantManifest { tenant: id, pg_major, system_id, .. } = manifest;
+        Arc::new_cyclic(|itself| Tenant {
+            properties: NewTenant { id, pg_major, system_id },
+            context: Arc::clone(context),
+            directory: directory.to_owned(),
+            state: Mutex::new(State {
+                manifest,
+                importing: HashMap::new(),
+                leaving: HashSet::new(),
+            }),
+            timelines: RwLock::default(),
+            latch: Latch::default(),
+            itself: Weak::clone(itself),
+        })
+    }
+
+    /// Opens a tenant with all its timelines, ancestors first, and clears away what its manifest does not name.
+    pub(crate) fn open(
+        context: &Arc<Context>,
+        directory: &Path,
+        manifest: TenantManifest,
+    ) -> Result<Arc<Tenant>> {
+        let mut entries: Vec<_> = manifest.timelines.iter().map(|(id, e)| (*id, *e)).collect();
+        entries.sort_by_key(|(_, entry)| entry.pg_tli);
+        let tenant = Tenant::with_manifest(context, directory, manifest);
+        for (id, entry) in entries {
+            let directory = tenant.timeline_directory(id);
+            let empty = TimelineManifest::empty(tenant.id(), id, entry.pg_tli, entry.start_lsn);
+            let fs = context.fs.as_ref();
+            let manifest = recover::timeline_manifest(fs, &directory, empty, entry.flushed)?;
+            let timeline = tenant.timeline_from(id, entry, manifest, Phase::Live)?;
+            tenant.show(timeline);
+        }
+        let known = tenant.timelines.read().keys().copied().collect();
+        recover::remove_unknown_timelines(context.fs.as_ref(), directory, &known)?;
+        Ok(tenant)
+    }
+
+    fn timeline_from(
+        &self,
+        id: TimelineId,
+        entry: TimelineEntry,
+        manifest: TimelineManifest,
+        phase: Phase,
+    ) -> Result<Arc<Timeline>> {
+        let ancestor = match entry.ancestor {
+            None => None,
+            Some((ancestor, lsn)) => Some((self.timeline(ancestor)?, lsn)),
+        };
+        let NewTenant { id: tenant, pg_major, system_id } = self.properties;
+        let identity = TimelineIdentity {
+            tenant,
+            timeline: id,
+            pg_major,
+            system_id,
+            pg_tli: entry.pg_tli,
+            start_lsn: entry.start_lsn,
+            created_at: entry.created_at,
+        };
+        let tenant = Weak::clone(&self.itself);
+        let origin = Origin { identity, ancestor, tenant, directory: self.timeline_directory(id) };
+        Ok(Timeline::new(&self.context, origin, manifest, phase))
+    }
+
+    /// Makes a live timeline visible, and known to its ancestor.
+    fn show(&self, timeline: Arc<Timeline>) {
+        if let Some((ancestor, lsn)) = timeline.ancestor() {
+            ancestor.change_retained(|retained| retained.add_branch(lsn, timeline.id()));
+        }
+        self.timelines.write().insert(timeline.id(), timeline);
+    }
+
+    pub fn id(&self) -> TenantId {
+        self.properties.id
+    }
+
+    /// What never changes about it.
+    pub fn properties(&self) -> NewTenant {
+        self.properties
+    }
+
+    /// The tenant now.
+    pub fn info(&self) -> TenantInfo {
+        let NewTenant { id, pg_major, system_id } = self.properties;
+        let timelines = self.timelines.read();
+        let root = timelines.values().find(|timeline| timeline.ancestor().is_none());
+        let root = root.map(|timeline| timeline.id());
+        TenantInfo { id, pg_major, system_id, root, timelines: timelines.len() }
+    }
+
+    /// # Errors
+    /// NotFound.
+    pub fn timeline(&self, id: TimelineId) -> Result<Arc<Timeline>> {
+        self.timelines.read().get(&id).cloned().ok_or(EngineError::NoTimeline(id))
+    }
+
+    /// All timelines, by id.
+    pub fn timelines(&self) -> Vec<Arc<Timeline>> {
+        self.timelines.read().values().cloned().collect()
+    }
+
+    fn timeline_directory(&self, id: TimelineId) -> PathBuf {
+        self.directory.join(id.to_string())
+    }
+
+    /// Begins an import: the timeline takes batches, all at or above `start_lsn`, but is neither durable nor visible before
+    /// [`Timeline::finish_import`]. Dropped imports leave nothing behind.
+    ///
+    /// # Errors
+    /// Conflict when the id is taken or the tenant has a root, finished or not.
+    pub fn create_root(
+        &self,
+        id: TimelineId,
+        start_lsn: Lsn,
+        created_at: i64,
+    ) -> Result<Arc<Timeline>> {
+        let mut state = self.state.lock();
+        self.check_latch()?;
+        if let Some(root) = state.manifest.root().or_else(|| state.importing.keys().next().copied()) {
+            return Err(EngineError::RootExists { tenant: self.id(), root });
+        }
+        self.clear_way(&state, id)?;
+        let pg_tli = ROOT_PG_TLI.max(state.manifest.next_pg_tli);
+        let entry = TimelineEntry { ancestor: None, pg_tli, start_lsn, created_at, flushed: false };
+        let manifest = TimelineManifest::empty(self.id(), id, pg_tli, start_lsn);
+        let timeline = self.timeline_from(id, entry, manifest, Phase::Importing)?;
+        state.importing.insert(id, Arc::clone(&timeline));
+        Ok(timeline)
+    }
+
+    /// The last step of an import: its layers and manifest are durable.
+    pub(crate) fn publish_root(&self, timeline: &Timeline) -> Result<()> {
+        let mut state = self.state.lock();
+        let id = timeline.id();
+        let importing = state.importing.get(&id).cloned().ok_or(EngineError::NoTimeline(id))?;
+        self.change_manifest(&mut state, |manifest| {
+            manifest.timelines.insert(id, timeline.entry(true));
+            manifest.next_pg_tli = manifest.next_pg_tli.max(timeline.identity().pg_tli + 1);
+        })?;
+        state.importing.remove(&id);
+        importing.set_phase(Phase::Live);
+        self.show(importing);
+        Ok(())
+    }
+
+    /// Branches `ancestor` at `at`, a record end: the new timeline sees exactly what lies at or below it. Durable on return.
+    ///
+    /// An LSN below `ancestor`'s own start branches the ancestor's ancestor that holds it. The same call again answers with the
+    /// timeline that is there.
+    ///
+    /// # Errors
+    /// NotFound, NotYet above the ancestor's `last_record_lsn`, Gone before the root's start, Conflict when `new` exists
+    /// with another ancestor or LSN, Io.
+    pub fn branch(
+        &self,
+        new: TimelineId,
+        ancestor: TimelineId,
+        at: Lsn,
+    ) -> Result<Arc<Timeline>> {
+        let mut state = self.state.lock();
+        self.check_latch()?;
+        let parent = owner_of(&self.timeline(ancestor)?, at)?;
+        let origin = Some((parent.id(), at));
+        if let Ok(existing) = self.timeline(new) {
+            let same = existing.entry(false).ancestor == origin;
+            return if same { Ok(existing) } else { Err(EngineError::TimelineExists(new)) };
+        }
+        self.clear_way(&state, new)?;
+        let pg_tli = state.manifest.next_pg_tli;
+        let created_at = microseconds_since_2000();
+        let flushed = false;
+        let entry = TimelineEntry { ancestor: origin, pg_tli, start_lsn: at, created_at, flushed };
+        let manifest = TimelineManifest::empty(self.id(), new, pg_tli, at);
+        let timeline = self.timeline_from(new, entry, manifest, Phase::Live)?;
+        // Retained before the promise is made, under the lock that gc plans with.
+        parent.change_retained(|retained| retained.add_branch(at, new));
+        let saved = self.change_manifest(&mut state, |manifest| {
+            manifest.timelines.insert(new, entry);
+            manifest.next_pg_tli = pg_tli + 1;
+        });
+        if let Err(error) = saved {
+            parent.change_retained(|retained| retained.remove_branch(at, new));
+            return Err(error);
+        }
+        self.show(Arc::clone(&timeline));
+        Ok(timeline)
+    }
+
+    /// Deletes a timeline, or abandons an import. It is gone on return, also after a crash.
+    ///
+    /// # Errors
+    /// Conflict naming the branches that it has, NotFound, Io.
+    pub fn delete_timeline(&self, id: TimelineId) -> Result<()> {
+        let timeline = self.forget(id)?;
+        timeline.set_phase(Phase::Deleted);
+        // Waits for a flush that is under way; none begins after it.
+        let _manifest = timeline.manifest.lock();
+        let removed = self.remove_directory(&timeline.directory);
+        self.state.lock().leaving.remove(&id);
+        if let Err(error) = removed {
+            // The manifest has spoken: the next open, or the next timeline of this id, clears it away.
+            tracing::warn!(%error, timeline = %id, "directory of a deleted timeline is left");
+        }
+        Ok(())
+    }
+
+    fn forget(&self, id: TimelineId) -> Result<Arc<Timeline>> {
+        let mut state = self.state.lock();
+        self.check_latch()?;
+        if let Some(importing) = state.importing.remove(&id) {
+            state.leaving.insert(id);
+            return Ok(importing);
+        }
+        let timeline = self.timeline(id)?;
+        let children: Vec<_> = state.manifest.children(id).map(|(child, _)| child).collect();
+        if !children.is_empty() {
+            return Err(EngineError::HasChildren { timeline: id, children });
+        }
+        self.change_manifest(&mut state, |manifest| {
+            manifest.timelines.remove(&id);
+        })?;
+        state.leaving.insert(id);
+        self.timelines.write().remove(&id);
+        if let Some((ancestor, lsn)) = timeline.ancestor() {
+            ancestor.change_retained(|retained| retained.remove_branch(lsn, id));
+        }
+        Ok(timeline)
+    }
+
+    /// Notes once that a timeline has a manifest of its own, so that its loss would be noticed.
+    pub(crate) fn note_flushed(&self, timeline: &Timeline) -> Result<()> {
+        let mut state = self.state.lock();
+        let id = timeline.id();
+        let entry = state.manifest.timelines.get(&id).ok_or(EngineError::NoTimeline(id))?;
+        if entry.flushed {
+            return Ok(());
+        }
+        self.check_latch()?;
+        self.change_manifest(&mut state, |manifest| {
+            manifest.timelines.insert(id, timeline.entry(true));
+        })
+    }
+
+    fn change_manifest(
+        &self,
+        state: &mut State,
+        change: impl FnOnce(&mut TenantManifest),
+    ) -> Result<()> {
+        let mut next = state.manifest.clone();
+        change(&mut next);
+        next.sequence += 1;
+        if let Err(sentence) = invariants::tenant_step(&state.manifest, &next) {
+            panic!("manifest of tenant {} would break: {sentence}", self.id());
+        }
+        store::save(self.context.fs.as_ref(), &self.directory, &next)
+            .map_err(|error| self.latch.close(error))?;
+        state.manifest = next;
+        Ok(())
+    }
+
+    fn check_latch(&self) -> Result<()> {
+        self.latch.check(|| format!("tenant {}", self.id()))
+    }
+
+    /// The id is free, and nothing of an earlier life of it is on disk.
+    fn clear_way(&self, state: &State, id: TimelineId) -> Result<()> {
+        let taken = state.manifest.timelines.contains_key(&id)
+            || state.importing.contains_key(&id)
+            || state.leaving.contains(&id);
+        if taken {
+            return Err(EngineError::TimelineExists(id));
+        }
+        self.remove_directory(&self.timeline_directory(id))
+    }
+
+    fn remove_directory(&self, directory: &Path) -> Result<()> {
+        recover::remove_directory(self.context.fs.as_ref(), directory)
+    }
+
+    /// Marks everything deleted; the engine has renamed the directory away.
+    pub(crate) fn abandon(&self) {
+        let mut state = self.state.lock();
+        let importing = state.importing.drain().map(|(_, timeline)| timeline);
+        let timelines = std::mem::take(&mut *self.timelines.write());
+        for timeline in timelines.into_values().chain(importing) {
+            timeline.set_phase(Phase::Deleted);
+            drop(timeline.manifest.lock());
+        }
+        self.latch.close(EngineError::NoTenant(self.id()));
+    }
+}
+
+/// The clock, in Postgres's unit.
+fn microseconds_since_2000() -> i64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let micros = i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX);
+    micros.saturating_sub(POSTGRES_EPOCH_SECONDS * 1_000_000)
+}

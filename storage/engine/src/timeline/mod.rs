@@ -1,0 +1,307 @@
+//! A timeline: one log's worth of pages, and its ancestor's below its fork LSN.
+//!
+//! Owners within: [`write`] takes batches, [`read`] answers, [`index`] finds LSNs, `flush` makes layers durable. Lock
+//! order: writer → tip metadata; manifest → the tenant's lock. Readers take none: they hold a snapshot of the layers.
+
+mod index;
+mod read;
+mod write;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU8, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use treering_pgfmt::version::PgMajor;
+use treering_types::{Lsn, TenantId, TimelineId};
+
+use crate::{
+    branch::RetainedSet,
+    context::Context,
+    error::{EngineError, Result},
+    latch::Latch,
+    layer::{LayerOwner, file::LayerFile, open::OpenLayer},
+    layer_map::{LayerMap, LayerSet, Run},
+    manifest::{TimelineEntry, TimelineManifest},
+    progress::Progress,
+    tenant::Tenant,
+};
+use write::TipMetas;
+pub(crate) use write::is_page;
+
+/// What never changes about a timeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimelineIdentity {
+    pub tenant: TenantId,
+    pub timeline: TimelineId,
+    pub pg_major: PgMajor,
+    /// Postgres's system identifier.
+    pub system_id: u64,
+    /// Postgres's own number for this timeline.
+    pub pg_tli: u32,
+    /// The fork LSN, or where the import stands.
+    pub start_lsn: Lsn,
+    /// µs since 2000-01-01.
+    pub created_at: i64,
+}
+
+/// A timeline's watermarks and sizes at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimelineInfo {
+    pub tenant: TenantId,
+    pub timeline: TimelineId,
+    /// The ancestor and the fork LSN.
+    pub ancestor: Option<(TimelineId, Lsn)>,
+    pub pg_tli: u32,
+    pub pg_major: PgMajor,
+    pub system_id: u64,
+    /// µs since 2000-01-01.
+    pub created_at: i64,
+    pub start_lsn: Lsn,
+    pub last_record_lsn: Lsn,
+    pub disk_consistent_lsn: Lsn,
+    /// Layer files, and their bytes.
+    pub layers: usize,
+    pub layer_bytes: u64,
+    /// Memory in the open layer; frozen layers, and their memory.
+    pub open_bytes: usize,
+    pub frozen_layers: usize,
+    pub frozen_bytes: usize,
+    /// Timelines forked from this one.
+    pub children: usize,
+    /// Why nothing more is written until the engine is opened again.
+    pub latched: Option<String>,
+}
+
+/// In which part of its life a timeline is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    /// Filled by an import; neither durable nor visible.
+    Importing = 0,
+    Live = 1,
+    Deleted = 2,
+}
+
+/// See the module.
+pub struct Timeline {
+    pub(crate) identity: TimelineIdentity,
+    pub(crate) context: Arc<Context>,
+    tenant: Weak<Tenant>,
+    ancestor: Option<(Arc<Timeline>, Lsn)>,
+    /// Names its pages in the cache.
+    serial: u64,
+    pub(crate) directory: PathBuf,
+    layers: ArcSwap<LayerSet>,
+    /// Held while `layers` is replaced.
+    layers_change: Mutex<()>,
+    pub(crate) progress: Progress,
+    phase: AtomicU8,
+    pub(crate) latch: Latch,
+    /// One writer at a time.
+    writer: Mutex<()>,
+    tip_metas: Mutex<TipMetas>,
+    /// The manifest as it is on disk; held by whoever flushes.
+    pub(crate) manifest: Mutex<TimelineManifest>,
+    /// Why the last flush failed, while it may succeed later.
+    pub(crate) flush_problem: Mutex<Option<EngineError>>,
+    retained: Mutex<RetainedSet>,
+}
+
+/// Where a timeline comes from.
+pub(crate) struct Origin {
+    pub identity: TimelineIdentity,
+    pub ancestor: Option<(Arc<Timeline>, Lsn)>,
+    pub tenant: Weak<Tenant>,
+    pub directory: PathBuf,
+}
+
+impl Timeline {
+    /// A timeline with the files that its manifest names.
+    pub(crate) fn new(
+        context: &Arc<Context>,
+        origin: Origin,
+        manifest: TimelineManifest,
+        phase: Phase,
+    ) -> Arc<Timeline> {
+        let Origin { identity, ancestor, tenant, directory } = origin;
+        let files = open_files(context, &directory, &manifest);
+        let open = OpenLayer::new(Arc::clone(&context.open_bytes));
+        Arc::new(Timeline {
+            identity,
+            context: Arc::clone(context),
+            tenant,
+            ancestor,
+            serial: context.next_serial(),
+            directory,
+            layers: ArcSwap::from_pointee(LayerSet::of_files(files, open)),
+            layers_change: Mutex::new(()),
+            progress: Progress::at(manifest.disk_consistent_lsn),
+            phase: AtomicU8::new(phase as u8),
+            latch: Latch::default(),
+            writer: Mutex::new(()),
+            tip_metas: Mutex::default(),
+            manifest: Mutex::new(manifest),
+            flush_problem: Mutex::new(None),
+            retained: Mutex::default(),
+        })
+    }
+
+    pub fn id(&self) -> TimelineId {
+        self.identity.timeline
+    }
+
+    /// What never changes about it.
+    pub fn identity(&self) -> &TimelineIdentity {
+        &self.identity
+    }
+
+    /// The fork LSN, or where the import stands.
+    pub fn start_lsn(&self) -> Lsn {
+        self.identity.start_lsn
+    }
+
+    /// Everything up to here can be read.
+    pub fn last_record_lsn(&self) -> Lsn {
+        self.progress.last_record_lsn()
+    }
+
+    /// Everything up to here survives a crash.
+    pub fn disk_consistent_lsn(&self) -> Lsn {
+        self.progress.disk_consistent_lsn()
+    }
+
+    /// The ancestor and the fork LSN; `None` for a root.
+    pub fn ancestor(&self) -> Option<(&Arc<Timeline>, Lsn)> {
+        self.ancestor.as_ref().map(|(ancestor, lsn)| (ancestor, *lsn))
+    }
+
+    /// Postgres's timeline numbers of all ancestors, oldest first, each with the LSN at which history leaves it: the
+    /// lines of the history file.
+    pub fn ancestry(&self) -> Vec<(u32, Lsn)> {
+        let mut lines = Vec::new();
+        let mut at = self.ancestor();
+        while let Some((ancestor, lsn)) = at {
+            lines.push((ancestor.identity.pg_tli, lsn));
+            at = ancestor.ancestor();
+        }
+        lines.reverse();
+        lines
+    }
+
+    /// LSNs that must stay readable here.
+    pub fn retained(&self) -> RetainedSet {
+        self.retained.lock().clone()
+    }
+
+    pub(crate) fn change_retained(&self, change: impl FnOnce(&mut RetainedSet)) {
+        change(&mut self.retained.lock());
+    }
+
+    /// Watermarks and sizes now.
+    pub fn info(&self) -> TimelineInfo {
+        let TimelineIdentity { tenant, timeline, pg_major, system_id, pg_tli, .. } = self.identity;
+        let disk_consistent_lsn = self.disk_consistent_lsn();
+        let layers = self.layers();
+        let latched = self.latch.check(String::new).err().map(|error| error.to_string());
+        TimelineInfo {
+            tenant,
+            timeline,
+            ancestor: self.ancestor().map(|(ancestor, lsn)| (ancestor.id(), lsn)),
+            pg_tli,
+            pg_major,
+            system_id,
+            created_at: self.identity.created_at,
+            start_lsn: self.start_lsn(),
+            last_record_lsn: self.last_record_lsn(),
+            disk_consistent_lsn,
+            layers: layers.files.files().count(),
+            layer_bytes: layers.files.files().map(|file| file.desc.size).sum(),
+            open_bytes: layers.open.bytes(),
+            frozen_layers: layers.frozen.len(),
+            frozen_bytes: layers.frozen.iter().map(|layer| layer.bytes()).sum(),
+            children: self.retained.lock().branches().count(),
+            latched,
+        }
+    }
+
+    /// The layers now.
+    pub(crate) fn layers(&self) -> Arc<LayerSet> {
+        self.layers.load_full()
+    }
+
+    /// Replaces the layers.
+    pub(crate) fn change_layers(&self, change: impl FnOnce(&LayerSet) -> LayerSet) {
+        let _changing = self.layers_change.lock();
+        let next = change(&self.layers.load());
+        self.layers.store(Arc::new(next));
+    }
+
+    pub(crate) fn owner(&self) -> LayerOwner {
+        LayerOwner { tenant: self.identity.tenant, timeline: self.identity.timeline }
+    }
+
+    pub(crate) fn tenant(&self) -> Result<Arc<Tenant>> {
+        self.tenant.upgrade().ok_or(EngineError::Shutdown)
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Importing,
+            1 => Phase::Live,
+            _ => Phase::Deleted,
+        }
+    }
+
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+        self.progress.notify();
+    }
+
+    pub(crate) fn check_not_deleted(&self) -> Result<Phase> {
+        match self.phase() {
+            Phase::Deleted => Err(EngineError::NoTimeline(self.id())),
+            phase @ (Phase::Importing | Phase::Live) => Ok(phase),
+        }
+    }
+
+    /// The tenant's entry for it.
+    pub(crate) fn entry(&self, flushed: bool) -> TimelineEntry {
+        TimelineEntry {
+            ancestor: self.ancestor().map(|(ancestor, lsn)| (ancestor.id(), lsn)),
+            pg_tli: self.identity.pg_tli,
+            start_lsn: self.identity.start_lsn,
+            created_at: self.identity.created_at,
+            flushed,
+        }
+    }
+}
+
+/// Ancestor chains can be long: they are let go one by one, not by recursion.
+impl Drop for Timeline {
+    fn drop(&mut self) {
+        let mut next = self.ancestor.take();
+        while let Some((ancestor, _)) = next {
+            next = Arc::into_inner(ancestor).and_then(|mut ancestor| ancestor.ancestor.take());
+        }
+    }
+}
+
+fn open_files(context: &Context, directory: &Path, manifest: &TimelineManifest) -> LayerMap {
+    let owner = LayerOwner { tenant: manifest.tenant, timeline: manifest.timeline };
+    let open = |desc: &crate::layer::LayerDesc| {
+        let (fs, serial) = (context.fs.as_ref(), context.next_serial());
+        let file = LayerFile::open(fs, directory, owner, desc.clone(), serial);
+        if let Some(error) = file.broken() {
+            tracing::error!(%error, timeline = %manifest.timeline, "layer cannot be read");
+        }
+        Arc::new(file)
+    };
+    let runs = manifest.runs.iter().map(|run| Run { layers: run.iter().map(open).collect() });
+    LayerMap { runs: runs.collect() }
+}

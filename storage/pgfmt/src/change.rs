@@ -1,0 +1,312 @@
+//! What the engine stores for one page at one LSN: the page itself, or how to get it from the version before.
+//!
+//! The encoding (tag byte first) is a disk format: see `docs/formats/page-change.md`.
+
+use bytes::{BufMut, Bytes};
+use treering_types::{ErrorKind, PAGE_SIZE, PageImage};
+
+use crate::{cursor::Cursor, redo::rmgr};
+
+/// A change to one page. `encode`/`decode` are total on well-formed values; decoding hostile bytes is an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PageChange {
+    /// The whole page; its LSN already set. No older version is needed.
+    Image(PageImage),
+    /// All zeros. No older version is needed.
+    Zero,
+    /// The part of a WAL record that concerns this page.
+    Record(RecordPart),
+    /// Visibility-map bits of one heap block cleared by a heap record without a block reference
+    /// (`visibilitymap_clear`): `bits` is 1 (all-visible), 2 (all-frozen) or 3. The page LSN stays.
+    VisibilityClear { heap_block: u32, bits: u8 },
+    /// Visibility-map bits at and after `heap_blocks` zeroed by a truncation (`visibilitymap_prepare_truncate`).
+    VisibilityTruncate { heap_blocks: u32 },
+    /// `pg_xact`: the two status bits of each listed xid of this page (1 committed, 2 aborted).
+    XactStatus { status: u8, xids: Vec<u32> },
+    /// `pg_commit_ts`: time and origin for each listed xid of this page.
+    CommitTime { time: i64, origin: u16, xids: Vec<u32> },
+    /// `pg_multixact/offsets`: multi -> first member, for entries of this page.
+    MultiOffsets(Vec<(u32, u32)>),
+    /// `pg_multixact/members`: (member offset, xid, status) for entries of this page.
+    MultiMembers(Vec<(u32, u32, u8)>),
+    /// ZERO_OFF_PAGE: zeros, but entry 0 survives if the version before was made by a spill only (WAL.md E13).
+    ZeroMultiOffsets,
+    /// A record this version cannot redo. The page is unreadable from here on until an image; the whole record is
+    /// kept so that a later version heals the page.
+    Unhandled { rmid: u8, info: u8, record: Bytes },
+}
+
+/// What redo of one page needs of a WAL record: not the data of the other blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordPart {
+    pub rmid: u8,
+    pub info: u8,
+    pub xid: u32,
+    /// Which of `blocks` this page is.
+    pub block_id: u8,
+    pub will_init: bool,
+    /// The cluster logged hint bits (data checksums or `wal_log_hints`) when the record was written: then Heap2
+    /// VISIBLE also moves the heap page's LSN (WAL.md E10). State of the WAL, kept here so that redo stays pure.
+    pub hints_logged: bool,
+    /// Every block reference of the record: id and block number (redo uses the *numbers* of the others).
+    pub blocks: Vec<PartBlock>,
+    /// Block data of this page.
+    pub data: Bytes,
+    /// Main data of the record.
+    pub main: Bytes,
+}
+
+/// A block reference of the record that a [`RecordPart`] was cut from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartBlock {
+    pub id: u8,
+    pub block: u32,
+    /// The record also carries block data or an image for it.
+    pub has_data: bool,
+}
+
+/// Bytes that are no encoded [`PageChange`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// The first byte names no kind of change this version knows.
+    #[error("page change tag {0} is unknown")]
+    UnknownTag(u8),
+    /// The bytes end early, go on too long, or hold a value that is never written.
+    #[error("page change with tag {0} is malformed")]
+    Malformed(u8),
+    #[error("page change without bytes")]
+    Empty,
+}
+
+impl ChangeError {
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Corrupt
+    }
+}
+
+/// First byte of an encoded change. Part of the disk format: numbers are never reused.
+mod tag {
+    pub const IMAGE: u8 = 1;
+    pub const ZERO: u8 = 2;
+    pub const RECORD: u8 = 3;
+    pub const VISIBILITY_CLEAR: u8 = 4;
+    pub const VISIBILITY_TRUNCATE: u8 = 5;
+    pub const XACT_STATUS: u8 = 6;
+    pub const COMMIT_TIME: u8 = 7;
+    pub const MULTI_OFFSETS: u8 = 8;
+    pub const MULTI_MEMBERS: u8 = 9;
+    pub const ZERO_MULTI_OFFSETS: u8 = 10;
+    pub const UNHANDLED: u8 = 11;
+}
+
+const FLAG_WILL_INIT: u8 = 0x01;
+const FLAG_HINTS_LOGGED: u8 = 0x02;
+/// In a block id byte: ids end at 32 (`XLR_MAX_BLOCK_ID`), so the high bit is free.
+const BLOCK_HAS_DATA: u8 = 0x80;
+
+impl PageChange {
+    /// No older version of the page is needed to apply this.
+    pub fn is_base(&self) -> bool {
+        match self {
+            PageChange::Image(_) | PageChange::Zero => true,
+            PageChange::Record(part) => part.will_init,
+            PageChange::VisibilityClear { .. }
+            | PageChange::VisibilityTruncate { .. }
+            | PageChange::XactStatus { .. }
+            | PageChange::CommitTime { .. }
+            | PageChange::MultiOffsets(_)
+            | PageChange::MultiMembers(_)
+            | PageChange::ZeroMultiOffsets
+            | PageChange::Unhandled { .. } => false,
+        }
+    }
+
+    /// Resource manager and info byte of the record behind the change, for messages.
+    pub fn resource_manager(&self) -> (u8, u8) {
+        match self {
+            PageChange::Image(_) | PageChange::Zero => (rmgr::XLOG, 0xb0),
+            PageChange::Record(part) => (part.rmid, part.info),
+            PageChange::VisibilityClear { .. } => (rmgr::HEAP, 0),
+            PageChange::VisibilityTruncate { .. } => (rmgr::SMGR, 0x20),
+            PageChange::XactStatus { .. } | PageChange::CommitTime { .. } => (rmgr::XACT, 0),
+            PageChange::MultiOffsets(_) | PageChange::MultiMembers(_) => (rmgr::MULTIXACT, 0x20),
+            PageChange::ZeroMultiOffsets => (rmgr::MULTIXACT, 0),
+            PageChange::Unhandled { rmid, info, .. } => (*rmid, *info),
+        }
+    }
+
+    /// The disk form.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Vec::with_capacity(64);
+        match self {
+            PageChange::Image(image) => {
+                out.reserve_exact(PAGE_SIZE + 1);
+                out.put_u8(tag::IMAGE);
+                out.put_slice(&image[..]);
+            }
+            PageChange::Zero => out.put_u8(tag::ZERO),
+            PageChange::Record(part) => {
+                out.put_u8(tag::RECORD);
+                encode_part(part, &mut out);
+            }
+            PageChange::VisibilityClear { heap_block, bits } => {
+                out.put_u8(tag::VISIBILITY_CLEAR);
+                out.put_u32_le(*heap_block);
+                out.put_u8(*bits);
+            }
+            PageChange::VisibilityTruncate { heap_blocks } => {
+                out.put_u8(tag::VISIBILITY_TRUNCATE);
+                out.put_u32_le(*heap_blocks);
+            }
+            PageChange::XactStatus { status, xids } => {
+                out.put_u8(tag::XACT_STATUS);
+                out.put_u8(*status);
+                xids.iter().for_each(|xid| out.put_u32_le(*xid));
+            }
+            PageChange::CommitTime { time, origin, xids } => {
+                out.put_u8(tag::COMMIT_TIME);
+                out.put_i64_le(*time);
+                out.put_u16_le(*origin);
+                xids.iter().for_each(|xid| out.put_u32_le(*xid));
+            }
+            PageChange::MultiOffsets(entries) => {
+                out.put_u8(tag::MULTI_OFFSETS);
+                for (multi, offset) in entries {
+                    out.put_u32_le(*multi);
+                    out.put_u32_le(*offset);
+                }
+            }
+            PageChange::MultiMembers(members) => {
+                out.put_u8(tag::MULTI_MEMBERS);
+                for (offset, xid, status) in members {
+                    out.put_u32_le(*offset);
+                    out.put_u32_le(*xid);
+                    out.put_u8(*status);
+                }
+            }
+            PageChange::ZeroMultiOffsets => out.put_u8(tag::ZERO_MULTI_OFFSETS),
+            PageChange::Unhandled { rmid, info, record } => {
+                out.put_slice(&[tag::UNHANDLED, *rmid, *info]);
+                out.put_slice(record);
+            }
+        }
+        Bytes::from(out)
+    }
+
+    /// Reads the disk form; variable parts share `bytes`.
+    ///
+    /// # Errors
+    /// [`ChangeError`] for anything `encode` does not write.
+    pub fn decode(bytes: &Bytes) -> Result<PageChange, ChangeError> {
+        let mut fields = Cursor::new(bytes);
+        let tag = fields.u8().ok_or(ChangeError::Empty)?;
+        if !(tag::IMAGE..=tag::UNHANDLED).contains(&tag) {
+            return Err(ChangeError::UnknownTag(tag));
+        }
+        let change = decode_tagged(tag, &mut fields).ok_or(ChangeError::Malformed(tag))?;
+        if !fields.is_at_end() {
+            return Err(ChangeError::Malformed(tag));
+        }
+        Ok(change)
+    }
+}
+
+fn decode_tagged(tag: u8, fields: &mut Cursor<'_>) -> Option<PageChange> {
+    Some(match tag {
+        tag::IMAGE => {
+            let image: Box<[u8]> = fields.slice(PAGE_SIZE)?.as_ref().into();
+            PageChange::Image(image.try_into().ok()?)
+        }
+        tag::ZERO => PageChange::Zero,
+        tag::RECORD => PageChange::Record(decode_part(fields)?),
+        tag::VISIBILITY_CLEAR => {
+            let heap_block = fields.u32()?;
+            let bits = fields.u8().filter(|bits| (1..=3).contains(bits))?;
+            PageChange::VisibilityClear { heap_block, bits }
+        }
+        tag::VISIBILITY_TRUNCATE => PageChange::VisibilityTruncate { heap_blocks: fields.u32()? },
+        tag::XACT_STATUS => {
+            let status = fields.u8().filter(|status| *status <= 3)?;
+            PageChange::XactStatus { status, xids: remaining_words(fields)? }
+        }
+        tag::COMMIT_TIME => {
+            let (time, origin) = (fields.i64()?, fields.u16()?);
+            PageChange::CommitTime { time, origin, xids: remaining_words(fields)? }
+        }
+        tag::MULTI_OFFSETS => {
+            let mut entries = Vec::new();
+            while !fields.is_at_end() {
+                entries.push((fields.u32()?, fields.u32()?));
+            }
+            PageChange::MultiOffsets(entries)
+        }
+        tag::MULTI_MEMBERS => {
+            let mut members = Vec::new();
+            while !fields.is_at_end() {
+                members.push((fields.u32()?, fields.u32()?, fields.u8()?));
+            }
+            PageChange::MultiMembers(members)
+        }
+        tag::ZERO_MULTI_OFFSETS => PageChange::ZeroMultiOffsets,
+        tag::UNHANDLED => {
+            PageChange::Unhandled { rmid: fields.u8()?, info: fields.u8()?, record: fields.rest() }
+        }
+        _ => return None,
+    })
+}
+
+fn remaining_words(fields: &mut Cursor<'_>) -> Option<Vec<u32>> {
+    let mut words = Vec::new();
+    while !fields.is_at_end() {
+        words.push(fields.u32()?);
+    }
+    Some(words)
+}
+
+fn encode_part(part: &RecordPart, out: &mut Vec<u8>) {
+    let will_init = if part.will_init { FLAG_WILL_INIT } else { 0 };
+    let hints_logged = if part.hints_logged { FLAG_HINTS_LOGGED } else { 0 };
+    out.put_slice(&[part.rmid, part.info, will_init | hints_logged, part.block_id]);
+    out.put_u32_le(part.xid);
+    // A record has at most 33 blocks and 65,535 bytes of data for each: both fit their fields.
+    out.put_u8(part.blocks.len() as u8);
+    for block in &part.blocks {
+        out.put_u8(block.id | if block.has_data { BLOCK_HAS_DATA } else { 0 });
+        out.put_u32_le(block.block);
+    }
+    out.put_u16_le(part.data.len() as u16);
+    out.put_slice(&part.data);
+    out.put_slice(&part.main);
+}
+
+fn decode_part(fields: &mut Cursor<'_>) -> Option<RecordPart> {
+    let (rmid, info, flags, block_id) = (fields.u8()?, fields.u8()?, fields.u8()?, fields.u8()?);
+    if flags & !(FLAG_WILL_INIT | FLAG_HINTS_LOGGED) != 0 {
+        return None;
+    }
+    let xid = fields.u32()?;
+    let mut blocks = Vec::new();
+    for _ in 0..fields.u8()? {
+        let (id, block) = (fields.u8()?, fields.u32()?);
+        blocks.push(PartBlock {
+            id: id & !BLOCK_HAS_DATA,
+            block,
+            has_data: id & BLOCK_HAS_DATA != 0,
+        });
+    }
+    let data_len = fields.u16()?;
+    Some(RecordPart {
+        rmid,
+        info,
+        xid,
+        block_id,
+        will_init: flags & FLAG_WILL_INIT != 0,
+        hints_logged: flags & FLAG_HINTS_LOGGED != 0,
+        blocks,
+        data: fields.slice(usize::from(data_len))?,
+        main: fields.rest(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,237 @@
+//! What a record does, as pure data: which page changes, and everything beside pages.
+//!
+//! A record is taken apart into effects once, when it is ingested; redo later sees only the part stored for its
+//! page. What stock redo derives from state beyond the record (next xid, hint logging, commit timestamps) comes
+//! from [`ClusterState`], which moves along.
+//!
+//! - [`blocks`]: the pages a record references; [`heap`]: the visibility-map clears it does not reference;
+//! - [`xact`], [`slru`]: transaction status, commit times, multixacts, two-phase state;
+//! - [`storage`]: relations, databases, tablespaces, relation maps; [`xlog`]: checkpoints and settings.
+//!
+//! Not derived, on purpose: free space maps (lossy and unlogged, E4), standby locks, invalidations, statistics,
+//! logical decoding, and removal of SLRU segments (pages before the oldest xid or multixact are simply not served).
+
+mod blocks;
+mod heap;
+mod slru;
+mod storage;
+mod xact;
+mod xlog;
+
+use bytes::Bytes;
+use treering_types::{ControlField, ErrorKind, Lsn, RelTag, SlruKind};
+
+use super::{
+    image::ImageError,
+    record::Record,
+    state::{ClusterState, STATE_FIELDS},
+};
+use crate::{
+    change::PageChange,
+    redo::{rmgr, rmgr_name},
+    relmap::RelMapError,
+    version::PgMajor,
+};
+
+/// One effect of a record. Order within a record matters and is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// A page of a relation fork changes (the relation grows to hold it).
+    Page {
+        rel: RelTag,
+        block: u32,
+        change: PageChange,
+    },
+    /// A page that only changes if it exists (derived visibility-map clears, E1: a missing map has no bits set).
+    PageIfExists {
+        rel: RelTag,
+        block: u32,
+        change: PageChange,
+    },
+    /// An SLRU page changes.
+    Slru {
+        kind: SlruKind,
+        page: u32,
+        change: PageChange,
+    },
+    /// A relation fork is created empty; one that exists is left alone.
+    RelCreate(RelTag),
+    /// A relation fork is cut to `blocks` (forks already derived: one effect per fork). One that does not exist or
+    /// is not longer stays as it is.
+    RelTruncate {
+        rel: RelTag,
+        blocks: u32,
+    },
+    /// All forks of the relation that `rel` (main fork) names are dropped.
+    RelDrop(RelTag),
+    /// CREATE DATABASE STRATEGY FILE_COPY, also ALTER DATABASE SET TABLESPACE (E5).
+    DatabaseCopy {
+        from: DatabaseDir,
+        to: DatabaseDir,
+    },
+    /// A database directory comes into being, empty.
+    DatabaseCreate(DatabaseDir),
+    /// A database directory goes, with every relation in it.
+    DatabaseDrop(DatabaseDir),
+    TablespaceCreate {
+        tablespace: u32,
+        path: String,
+    },
+    TablespaceDrop {
+        tablespace: u32,
+    },
+    /// A whole `pg_filenode.map` (database 0: global), as file bytes.
+    RelMap {
+        dir: DatabaseDir,
+        file: Bytes,
+    },
+    /// A transaction was prepared: the bytes of its `pg_twophase` file.
+    TwoPhasePrepared {
+        full_xid: u64,
+        file: Bytes,
+    },
+    /// A prepared transaction ended.
+    TwoPhaseEnded {
+        full_xid: u64,
+    },
+    /// A commit or abort with its stamp, µs since 2000-01-01.
+    Ended {
+        stamp: i64,
+        committed: bool,
+    },
+    /// A field of the control state has a new value (encoded by `wal::state`).
+    Control {
+        field: ControlField,
+        value: Bytes,
+    },
+    /// Replication origin progress (`None`: dropped). Later progress may be lower only if an operator set it back.
+    Origin {
+        id: u16,
+        remote_lsn: Option<u64>,
+    },
+    /// A record that names a relation but cannot be handled and references no page.
+    Unhandled {
+        rel: Option<RelTag>,
+        rmid: u8,
+        info: u8,
+        record: Bytes,
+    },
+}
+
+/// A database directory: `base/<database>` or its like in another tablespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DatabaseDir {
+    pub tablespace: u32,
+    pub database: u32,
+}
+
+/// Why a record cannot be taken apart. The WAL after it must not be applied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("record {rmgr} (rmid {rmid}) info {info:#04x} at {start}: {fault}")]
+pub struct EffectError {
+    /// Start of the record.
+    pub start: Lsn,
+    pub rmid: u8,
+    pub rmgr: &'static str,
+    pub info: u8,
+    pub fault: EffectFault,
+}
+
+/// The fact behind an [`EffectError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EffectFault {
+    #[error("shorter than its layout, or with fields that contradict each other")]
+    Malformed,
+    #[error("a full-page image record without an image")]
+    NoImage,
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    RelMap(#[from] RelMapError),
+}
+
+impl EffectError {
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Corrupt
+    }
+}
+
+/// What `record` does, in order, with control fields last. `state` is the state before it and becomes the one
+/// after it.
+///
+/// # Errors
+/// [`EffectError`]; the state is then unchanged.
+pub fn effects(
+    state: &mut ClusterState,
+    record: &Record,
+    major: PgMajor,
+) -> Result<Vec<Effect>, EffectError> {
+    let mut after = state.clone();
+    let mut out = Vec::new();
+    let taken = take_apart(&mut after, record, major, &mut out);
+    taken.map_err(|fault| EffectError {
+        start: record.start,
+        rmid: record.rmid,
+        rmgr: rmgr_name(record.rmid),
+        info: record.info,
+        fault,
+    })?;
+    out.extend(control_effects(state, &after));
+    *state = after;
+    Ok(out)
+}
+
+/// One effect for each field of the control state that differs.
+fn control_effects(before: &ClusterState, after: &ClusterState) -> Vec<Effect> {
+    if before == after {
+        return Vec::new();
+    }
+    let changed = |field: &ControlField| {
+        let value =
+            after.encode(*field).filter(|value| before.encode(*field).as_ref() != Some(value));
+        value.map(|value| Effect::Control { field: *field, value })
+    };
+    STATE_FIELDS.iter().filter_map(changed).collect()
+}
+
+fn take_apart(
+    state: &mut ClusterState,
+    record: &Record,
+    major: PgMajor,
+    out: &mut Vec<Effect>,
+) -> Result<(), EffectFault> {
+    state.note_xid(record.xid);
+    if let Some(xid) = record.toplevel_xid {
+        state.note_xid(xid);
+    }
+    blocks::page_effects(state, record, out)?;
+    let parsed = match record.rmid {
+        rmgr::XLOG => xlog::xlog(state, record, major, out),
+        rmgr::XACT => xact::xact(state, record, major, out),
+        rmgr::SMGR => storage::smgr(record, out),
+        rmgr::CLOG => slru::clog(state, record, major, out),
+        rmgr::DATABASE => storage::database(record, out),
+        rmgr::TABLESPACE => storage::tablespace(record, out),
+        rmgr::MULTIXACT => slru::multixact(state, record, major, out),
+        rmgr::RELMAP => return storage::rel_map(record, major, out),
+        rmgr::STANDBY => xlog::standby(state, record),
+        rmgr::HEAP => heap::heap(record, out),
+        rmgr::HEAP2 => heap::heap2(state, record, out),
+        rmgr::COMMIT_TS => slru::commit_ts(state, record, major, out),
+        rmgr::ORIGIN => xact::origin(record, out),
+        rmgr::BTREE
+        | rmgr::HASH
+        | rmgr::GIN
+        | rmgr::GIST
+        | rmgr::SEQUENCE
+        | rmgr::SPGIST
+        | rmgr::BRIN
+        | rmgr::GENERIC
+        | rmgr::LOGICAL_MESSAGE => Some(()),
+        _ => blocks::foreign(record, out),
+    };
+    parsed.ok_or(EffectFault::Malformed)
+}
+
+#[cfg(test)]
+mod tests;

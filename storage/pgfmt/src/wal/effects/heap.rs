@@ -1,0 +1,71 @@
+//! Visibility-map bits that heap records clear without referencing the map (WAL.md E1).
+//!
+//! Stock redo does this unconditionally and before it looks at the heap page, so it is derived also when the heap
+//! block carries an image. The map page's LSN stays. Record layouts: `access/heapam_xlog.h`, alike in 15 to 18.
+
+use treering_types::{Fork, PAGE_SIZE};
+
+use super::Effect;
+use crate::{
+    change::PageChange,
+    le::u8_at,
+    wal::{record::Record, state::ClusterState},
+};
+
+/// Heap blocks that one visibility-map page covers: two bits each, in the page behind its header.
+pub(super) const HEAP_BLOCKS_PER_MAP_PAGE: u32 = (PAGE_SIZE as u32 - 24) * 4;
+
+const ALL_FROZEN: u8 = 2;
+const BOTH_BITS: u8 = 3;
+/// Operation bits of the info byte; 0x80 says that the page is initialised.
+const OPERATION: u8 = 0x70;
+
+pub(super) fn heap(record: &Record, out: &mut Vec<Effect>) -> Option<()> {
+    const INSERT: u8 = 0x00;
+    const DELETE: u8 = 0x10;
+    const UPDATE: u8 = 0x20;
+    const HOT_UPDATE: u8 = 0x40;
+    const LOCK: u8 = 0x60;
+    let main = &record.main;
+    match record.info & OPERATION {
+        INSERT => clear_if(u8_at(main, 2)? & 1 != 0, record, 0, BOTH_BITS, out),
+        DELETE => clear_if(u8_at(main, 7)? & 1 != 0, record, 0, BOTH_BITS, out),
+        UPDATE | HOT_UPDATE => {
+            let flags = u8_at(main, 7)?;
+            // Block 1 is the old page, present only if it is another one.
+            let old_id = if record.block(1).is_some() { 1 } else { 0 };
+            clear_if(flags & 1 != 0, record, old_id, BOTH_BITS, out);
+            clear_if(flags & 2 != 0, record, 0, BOTH_BITS, out);
+        }
+        LOCK => clear_if(u8_at(main, 7)? & 1 != 0, record, 0, ALL_FROZEN, out),
+        _ => {}
+    }
+    Some(())
+}
+
+pub(super) fn heap2(
+    state: &mut ClusterState,
+    record: &Record,
+    out: &mut Vec<Effect>,
+) -> Option<()> {
+    const MULTI_INSERT: u8 = 0x50;
+    const LOCK_UPDATED: u8 = 0x60;
+    const NEW_CID: u8 = 0x70;
+    let main = &record.main;
+    match record.info & OPERATION {
+        MULTI_INSERT => clear_if(u8_at(main, 0)? & 1 != 0, record, 0, BOTH_BITS, out),
+        LOCK_UPDATED => clear_if(u8_at(main, 7)? & 1 != 0, record, 0, ALL_FROZEN, out),
+        NEW_CID => state.note_xid(crate::le::u32_at(main, 0)?),
+        _ => {}
+    }
+    Some(())
+}
+
+fn clear_if(cleared: bool, record: &Record, block_id: u8, bits: u8, out: &mut Vec<Effect>) {
+    let Some(heap) = record.block(block_id).filter(|_| cleared) else { return };
+    out.push(Effect::PageIfExists {
+        rel: heap.rel.with_fork(Fork::VisibilityMap),
+        block: heap.block / HEAP_BLOCKS_PER_MAP_PAGE,
+        change: PageChange::VisibilityClear { heap_block: heap.block, bits },
+    });
+}
