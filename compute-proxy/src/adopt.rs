@@ -19,37 +19,37 @@ impl Agent {
     pub async fn take_over(self: &Arc<Self>) -> anyhow::Result<()> {
         for entry in fs::read_dir(self.computes_dir())? {
             let dir = entry?.path();
-            let (looked_at, runs) = (dir.clone(), dir.join("run"));
-            let alive = tokio::task::spawn_blocking(move || reap::processes_in(&looked_at)).await??;
+            let looked_at = dir.clone();
+            let alive = tokio::task::spawn_blocking(move || reap::processes_of(&looked_at)).await??;
             if alive.is_empty() {
                 continue;
             }
-            if let Err(error) = self.adopt(&runs).await {
+            if let Err(error) = self.adopt(&dir).await {
                 tracing::warn!(dir = %dir.display(), "a compute of an agent before us cannot go on: {error:#}");
-                tokio::task::spawn_blocking(move || reap::kill_all_in(&dir)).await??;
+                tokio::task::spawn_blocking(move || reap::kill_all_of(&dir)).await??;
             }
         }
         Ok(())
     }
 
-    async fn adopt(self: &Arc<Self>, run_dir: &Path) -> anyhow::Result<()> {
-        let mut record = RunRecord::load(run_dir)?;
-        let data_dir = run_dir.join("pgdata");
-        let postmaster = Postmaster::adopt(&data_dir)?.context("its postmaster is dead")?;
+    async fn adopt(self: &Arc<Self>, branch_dir: &Path) -> anyhow::Result<()> {
+        let mut record = RunRecord::load(branch_dir)?;
+        let data_dir = record.run_dir().join("pgdata");
+        let postmaster = Postmaster::adopt(branch_dir, &data_dir)?.context("its postmaster is dead")?;
         let session = Session::elect(record.log(), &self.safekeepers()).await?;
         let last = session.election.donor_last_log_term;
         ensure!(record.wrote_in(last), "term {last} of the log was written by another compute");
         record.add(session.election.term);
-        record.save(run_dir)?;
+        record.save(branch_dir)?;
         session.set_wal_dir(data_dir.join("pg_wal"));
         let log = record.log();
         let endpoint = self.endpoint(log.tenant, log.timeline);
-        let _changing = endpoint.changing.lock().await;
+        let _changing = endpoint.change().await?;
         let log = ComputeLog::follow(&endpoint.dir.join("postgres.log"))?;
         let (from, pid) = (session.start_lsn, postmaster.pid());
         endpoint.show("starting", None, Some(pid));
         let socket_dir = record.socket_dir().to_owned();
-        let compute = endpoint.supervise(postmaster, Arc::new(session), log, socket_dir, data_dir);
+        let compute = endpoint.supervise(postmaster, Arc::new(session), log, socket_dir, record.run_dir().to_owned());
         tokio::spawn(standby::run(compute.clone(), from));
         if let Err(error) = self.become_ready(&endpoint, &compute).await {
             compute.stop.cancel();

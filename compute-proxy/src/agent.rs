@@ -3,8 +3,12 @@
 use std::{
     collections::HashMap,
     fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,16 +22,18 @@ use crate::{
         log::ComputeLog,
         owner::{self, Owner},
         prepare::{self, StartFacts, write_private},
-        reap,
+        reap::{self, RUN_PREFIX},
         record::RunRecord,
         settings::{self, SettingsPaths},
         supervise::{Launch, Postmaster},
     },
-    endpoint::{Compute, Endpoint, Shown, sql_error},
+    endpoint::{Compute, Endpoint, FREE_BYTES_LOW, Shown, disk_full, has_less_than, sql_error},
     error::AgentError,
+    gate,
     peers::{self, Peers},
     proposer::{LogIdentity, Session},
     standby,
+    wake::BranchName,
 };
 
 /// How long a started compute may take until it waits for us as its synchronous standby.
@@ -43,6 +49,7 @@ pub struct Agent {
     os_user: String,
     computes_dir: PathBuf,
     endpoints: Mutex<HashMap<TimelineId, Arc<Endpoint>>>,
+    stopping: AtomicBool,
 }
 
 impl Agent {
@@ -57,6 +64,7 @@ impl Agent {
             os_user: owner::own_user_name()?,
             computes_dir,
             endpoints: Mutex::default(),
+            stopping: AtomicBool::new(false),
             options,
         }))
     }
@@ -81,11 +89,12 @@ impl Agent {
         self.endpoints.lock().values().map(|endpoint| endpoint.shown()).collect()
     }
 
-    /// Stops all computes, side by side.
+    /// Stops all computes for good, side by side: none is started after.
     pub async fn stop_all(&self) {
+        self.stopping.store(true, Ordering::Release);
         let endpoints: Vec<_> = self.endpoints.lock().values().cloned().collect();
         let stops: Vec<_> =
-            endpoints.into_iter().map(|e| tokio::spawn(async move { e.stop().await })).collect();
+            endpoints.into_iter().map(|e| tokio::spawn(async move { e.retire().await.map(drop) })).collect();
         for stop in stops {
             let _ = stop.await;
         }
@@ -94,8 +103,7 @@ impl Agent {
     /// Stops a compute and removes what this node holds of the branch.
     pub async fn remove(&self, tenant: TenantId, timeline: TimelineId) -> Result<(), AgentError> {
         let endpoint = self.endpoint(tenant, timeline);
-        endpoint.stop().await?;
-        let _changing = endpoint.changing.lock().await;
+        let _over = endpoint.retire().await?;
         match fs::remove_dir_all(&endpoint.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(anyhow::Error::from(error).context("remove the compute directory").into());
@@ -114,7 +122,7 @@ impl Agent {
         if let Some(compute) = endpoint.current() {
             return Ok(compute.session.commit_lsn());
         }
-        let _changing = endpoint.changing.lock().await;
+        let _changing = endpoint.change().await?;
         if let Some(compute) = endpoint.current() {
             return Ok(compute.session.commit_lsn());
         }
@@ -139,18 +147,39 @@ impl Agent {
         }
     }
 
-    /// Starts the compute of an endpoint unless it runs; whoever comes meanwhile waits for the same start.
-    pub async fn start(&self, endpoint: &Arc<Endpoint>) -> Result<Arc<Compute>, AgentError> {
+    /// Starts the compute of an endpoint unless it runs; whoever comes meanwhile waits for the same start. `woken_by`
+    /// is the branch whose client asks: a branch stopped by its user is not woken.
+    pub async fn start(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        woken_by: Option<&BranchName>,
+    ) -> Result<Arc<Compute>, AgentError> {
         if let Some(compute) = endpoint.current() {
             return Ok(compute);
         }
-        let _changing = endpoint.changing.lock().await;
+        let give_up = endpoint.start_token();
+        let _changing = endpoint.change().await?;
         if let Some(compute) = endpoint.current() {
             return Ok(compute);
+        }
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(AgentError::new(ErrorKind::Shutdown, "the agent is stopping"));
+        }
+        // Asked again under the lock: a stop that came in between has recorded itself before it came here.
+        if let Some(branch) = woken_by
+            && self.peers.resolve(branch.as_str()).await?.stopped
+        {
+            return Err(AgentError::new(ErrorKind::Conflict, gate::stopped(branch)));
         }
         endpoint.show("starting", None, None);
         let began = Instant::now();
-        match self.start_now(endpoint).await {
+        let started = tokio::select! {
+            started = self.start_now(endpoint) => started,
+            () = give_up.cancelled() => {
+                Err(AgentError::new(ErrorKind::Shutdown, "it was stopped while it started"))
+            }
+        };
+        match started {
             Ok(compute) => {
                 tracing::info!(timeline = %endpoint.timeline, ms = began.elapsed().as_millis(), "compute is up");
                 Ok(compute)
@@ -185,18 +214,19 @@ impl Agent {
         Ok(compute)
     }
 
-    /// Kills what still runs in the branch's directory and makes a fresh one for this start.
+    /// Kills what still runs of the branch and makes a fresh directory for this start: whatever an older start may
+    /// still be writing, it does not write here.
     async fn make_room(&self, endpoint: &Endpoint) -> Result<(PathBuf, Option<Owner>), AgentError> {
-        let (dir, computes_dir) = (endpoint.dir.clone(), self.computes_dir.clone());
+        let dir = endpoint.dir.clone();
         let made = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
             fs::create_dir_all(&dir)?;
-            reap::kill_all_in(&dir)?;
-            let run_dir = dir.join("run");
-            match fs::remove_dir_all(&run_dir) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                _ => fs::create_dir(&run_dir)?,
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))?;
+            reap::kill_all_of(&dir)?;
+            if has_less_than(&dir, FREE_BYTES_LOW) {
+                anyhow::bail!(disk_full(&dir));
             }
-            let owner = Owner::for_branch(&computes_dir, &dir)?;
+            let run_dir = fresh_run_dir(&dir)?;
+            let owner = Owner::for_branch(&dir)?;
             if let Some(parent) = owner::unsearchable_parent(&run_dir, owner) {
                 anyhow::bail!(
                     "Postgres runs as a user of its own and cannot pass through {}; choose a data directory \
@@ -243,7 +273,8 @@ impl Agent {
         let record = (self.log_of(endpoint, timeline), session.election.term);
         let (postmaster, log, socket_dir) = self.launch(endpoint, &facts, record, data_dir, owner)?;
         endpoint.show("starting", None, Some(postmaster.pid()));
-        let compute = endpoint.supervise(postmaster, session, log, socket_dir, data_dir.to_owned());
+        let run_dir = data_dir.parent().context("the data directory has a parent")?.to_owned();
+        let compute = endpoint.supervise(postmaster, session, log, socket_dir, run_dir);
         tokio::spawn(standby::run(compute.clone(), synthetic.end));
         Ok(compute)
     }
@@ -273,7 +304,7 @@ impl Agent {
         owner: Option<Owner>,
     ) -> Result<(Postmaster, ComputeLog, PathBuf), AgentError> {
         let run_dir = data_dir.parent().context("the data directory has a parent")?;
-        let socket_dir = socket_dir(run_dir, endpoint.timeline).context("make the socket directory")?;
+        let socket_dir = socket_dir(run_dir).context("make the socket directory")?;
         let (hba_file, ident_file) = (run_dir.join("pg_hba.conf"), run_dir.join("pg_ident.conf"));
         let write = |path: &Path, text: &str| {
             write_private(path, text.as_bytes()).with_context(|| path.display().to_string())
@@ -281,18 +312,29 @@ impl Agent {
         write(&hba_file, &settings::pg_hba_conf())?;
         write(&ident_file, &settings::pg_ident_conf(&self.os_user))?;
         write(&data_dir.join("postgresql.conf"), settings::postgresql_conf())?;
+        // What decides who may connect, and what we will believe later, stays ours.
         if let Some(owner) = owner {
-            for path in [run_dir, &socket_dir] {
+            for path in [data_dir, &socket_dir] {
                 owner.take(path).context("hand the directory to the compute's user")?;
             }
+            for path in [&hba_file, &ident_file] {
+                owner.let_read(path).context("let the compute's user read its files")?;
+            }
         }
-        RunRecord::new(&log, &socket_dir, term).save(run_dir)?;
+        RunRecord::new(&log, run_dir, &socket_dir, term).save(&endpoint.dir)?;
         let paths =
             SettingsPaths { socket_dir: &socket_dir, hba_file: &hba_file, ident_file: &ident_file };
         let settings = settings::forced(&paths, facts.max_prepared_transactions_needed);
         let (log, writer) =
             ComputeLog::begin(&endpoint.dir.join("postgres.log")).context("open the log")?;
-        let launch = Launch { postgres: &self.postgres, data_dir, owner, settings: &settings, log: writer };
+        let launch = Launch {
+            postgres: &self.postgres,
+            branch_dir: &endpoint.dir,
+            data_dir,
+            owner,
+            settings: &settings,
+            log: writer,
+        };
         let postmaster = Postmaster::start(launch).context("start postgres")?;
         Ok((postmaster, log, socket_dir))
     }
@@ -320,6 +362,7 @@ impl Agent {
         self.ensure_password(endpoint, &client).await?;
         let pid = endpoint.shown().pid;
         endpoint.show("running", None, pid);
+        compute.set_ready();
         Ok(())
     }
 
@@ -354,19 +397,28 @@ async fn is_synchronous(client: &tokio_postgres::Client) -> Result<bool, AgentEr
     Ok(row.map_err(|e| sql_error(&e))?.is_some())
 }
 
-/// A directory for the compute's socket, short enough for the kernel.
-fn socket_dir(run_dir: &Path, timeline: TimelineId) -> io::Result<PathBuf> {
-    use std::os::unix::fs::DirBuilderExt;
-    let own = run_dir.join("s");
-    let dir = if own.as_os_str().len() <= SOCKET_DIR_BYTES_MAX {
-        own
-    } else {
-        let uid = rustix::process::geteuid().as_raw();
-        let short = std::env::temp_dir().join(format!("treering-{uid}-{timeline}"));
-        match fs::remove_dir_all(&short) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => short,
+/// A directory for one start, with a name that no earlier one had; the earlier ones are removed.
+fn fresh_run_dir(branch_dir: &Path) -> io::Result<PathBuf> {
+    for entry in fs::read_dir(branch_dir)? {
+        let path = entry?.path();
+        let is_old = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(RUN_PREFIX));
+        if is_old && let Err(error) = fs::remove_dir_all(&path) {
+            tracing::warn!(path = %path.display(), %error, "an old run directory cannot be removed");
         }
+    }
+    let run_dir = branch_dir.join(format!("{RUN_PREFIX}{:08x}", rand::random::<u32>()));
+    fs::create_dir(&run_dir)?;
+    fs::set_permissions(&run_dir, fs::Permissions::from_mode(0o711))?;
+    Ok(run_dir)
+}
+
+/// A directory for the compute's socket, short enough for the kernel.
+fn socket_dir(run_dir: &Path) -> io::Result<PathBuf> {
+    let own = run_dir.join("s");
+    let fits = own.as_os_str().len() <= SOCKET_DIR_BYTES_MAX && !own.to_string_lossy().contains(',');
+    let dir = match fits {
+        true => own,
+        false => std::env::temp_dir().join(format!("treering-{:016x}", rand::random::<u64>())),
     };
     fs::DirBuilder::new().mode(0o700).create(&dir)?;
     Ok(dir)

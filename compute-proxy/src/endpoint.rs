@@ -2,14 +2,18 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::Context;
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{MutexGuard, watch};
+use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use treering_types::{ErrorKind, Lsn, TenantId, TimelineId};
 
@@ -23,6 +27,8 @@ use crate::{
 const STOP_PATIENCE: Duration = Duration::from_secs(4);
 /// Free space below which a compute is stopped before Postgres runs into the wall.
 const FREE_BYTES_MIN: u64 = 32 * 1024 * 1024;
+/// Free space below which a start is not begun, and a report of a full disk believed.
+pub const FREE_BYTES_LOW: u64 = 128 * 1024 * 1024;
 const DISK_POLL: Duration = Duration::from_secs(1);
 
 /// What the admin API shows of a compute.
@@ -43,9 +49,19 @@ pub struct Endpoint {
     /// Everything of this branch on this node.
     pub dir: PathBuf,
     /// Held while a compute is started, stopped or removed: one at a time.
-    pub changing: tokio::sync::Mutex<()>,
+    changing: tokio::sync::Mutex<Life>,
+    /// Cancelled to make a start under way give up; replaced when it has.
+    starting: Mutex<CancellationToken>,
     current: Mutex<Option<Arc<Compute>>>,
     shown: Mutex<Shown>,
+}
+
+/// Whether an endpoint may still be started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Life {
+    Usable,
+    /// Its branch was deleted, or the agent is stopping: never again.
+    Over,
 }
 
 /// A running compute.
@@ -54,6 +70,8 @@ pub struct Compute {
     pub session: Arc<Session>,
     pub log: ComputeLog,
     pub stop: CancellationToken,
+    /// It waits for us as its synchronous standby: clients may come in.
+    ready: AtomicBool,
     ended: watch::Receiver<bool>,
 }
 
@@ -64,7 +82,8 @@ impl Endpoint {
             tenant,
             timeline,
             dir: computes_dir.join(timeline.to_string()),
-            changing: tokio::sync::Mutex::new(()),
+            changing: tokio::sync::Mutex::new(Life::Usable),
+            starting: Mutex::default(),
             current: Mutex::new(None),
             shown: Mutex::new(shown),
         }
@@ -79,10 +98,31 @@ impl Endpoint {
         (shown.state, shown.reason, shown.pid) = (state, reason, pid);
     }
 
-    /// The compute, while it is up and nobody has begun to stop it.
+    /// The compute, while it takes clients and nobody has begun to stop it.
     pub fn current(&self) -> Option<Arc<Compute>> {
-        let current = self.current.lock();
-        current.as_ref().filter(|c| !*c.ended.borrow() && !c.stop.is_cancelled()).cloned()
+        self.current.lock().as_ref().filter(|compute| compute.is_usable()).cloned()
+    }
+
+    /// The right to start: nothing of an older compute is left when it is given.
+    ///
+    /// # Errors
+    /// `Gone` when the endpoint's life is over.
+    pub async fn change(&self) -> Result<MutexGuard<'_, Life>, AgentError> {
+        let changing = self.changing.lock().await;
+        if *changing == Life::Over {
+            return Err(AgentError::new(ErrorKind::Gone, "the branch was deleted, or the agent is stopping"));
+        }
+        let older = self.current.lock().clone().filter(|compute| !compute.is_usable());
+        if let Some(older) = older {
+            older.stop.cancel();
+            older.wait_ended().await;
+        }
+        Ok(changing)
+    }
+
+    /// Cancelled when whoever starts a compute should give up.
+    pub fn start_token(&self) -> CancellationToken {
+        self.starting.lock().clone()
     }
 
     /// Puts a started postmaster under supervision and makes it the current compute.
@@ -92,28 +132,35 @@ impl Endpoint {
         session: Arc<Session>,
         log: ComputeLog,
         socket_dir: PathBuf,
-        data_dir: PathBuf,
+        run_dir: PathBuf,
     ) -> Arc<Compute> {
         let (over, ended) = watch::channel(false);
-        let compute = Arc::new(Compute { socket_dir, session, log, stop: CancellationToken::new(), ended });
+        let compute = Arc::new(Compute {
+            socket_dir,
+            session,
+            log,
+            stop: CancellationToken::new(),
+            ready: AtomicBool::new(false),
+            ended,
+        });
         *self.current.lock() = Some(compute.clone());
         let (endpoint, watched) = (self.clone(), compute.clone());
         tokio::spawn(async move {
-            endpoint.watch(postmaster, &watched, &data_dir).await;
+            endpoint.watch(postmaster, &watched, run_dir).await;
             over.send_replace(true);
         });
         compute
     }
 
-    /// Follows a compute to its end, whatever ends it, and leaves no process behind.
-    async fn watch(&self, mut postmaster: Postmaster, compute: &Compute, data_dir: &Path) {
+    /// Follows a compute to its end, whatever ends it, and leaves no process and no file of it behind.
+    async fn watch(&self, mut postmaster: Postmaster, compute: &Compute, run_dir: PathBuf) {
         let (state, reason) = tokio::select! {
             how = postmaster.wait() => match compute.log.disk_is_full() {
-                true => ("failed", Some(disk_full(data_dir))),
+                true => ("failed", Some(disk_full(&run_dir))),
                 false => ("failed", Some(format!("Postgres ended by itself: {how}"))),
             },
             error = compute.session.failed() => ("failed", Some(error.to_string())),
-            () = full_disk(compute, data_dir) => ("failed", Some(disk_full(data_dir))),
+            () = disk_filling(compute, &run_dir) => ("failed", Some(disk_full(&run_dir))),
             () = compute.stop.cancelled() => {
                 self.show("stopping", None, Some(postmaster.pid()));
                 if let Err(error) = postmaster.stop(STOP_PATIENCE).await {
@@ -131,14 +178,28 @@ impl Endpoint {
             tracing::warn!(timeline = %self.timeline, "compute ended: {reason}");
         }
         // The directory was a cache: a new start makes a new one.
-        let data_dir = data_dir.to_owned();
-        let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(data_dir)).await;
+        let dirs = [run_dir, compute.socket_dir.clone()];
+        let removed = tokio::task::spawn_blocking(move || dirs.map(std::fs::remove_dir_all));
+        let _ = removed.await;
         self.show(state, reason, None);
     }
 
-    /// Stops the compute if it runs; returns once nothing of it is left.
+    /// Stops the compute if it runs, also one that is just starting; returns once nothing of it is left.
     pub async fn stop(&self) -> Result<(), AgentError> {
-        let _changing = self.changing.lock().await;
+        self.end(Life::Usable).await.map(drop)
+    }
+
+    /// [`stop`](Self::stop), and no start ever after.
+    pub async fn retire(&self) -> Result<MutexGuard<'_, Life>, AgentError> {
+        self.end(Life::Over).await
+    }
+
+    async fn end(&self, then: Life) -> Result<MutexGuard<'_, Life>, AgentError> {
+        std::mem::take(&mut *self.starting.lock()).cancel();
+        let mut changing = self.changing.lock().await;
+        if then == Life::Over {
+            *changing = Life::Over;
+        }
         let compute = self.current.lock().take();
         if let Some(compute) = compute {
             compute.stop.cancel();
@@ -147,25 +208,42 @@ impl Endpoint {
         if self.shown().state != "stopped" {
             self.show("stopped", None, None);
         }
-        Ok(())
+        Ok(changing)
     }
 }
 
 impl Compute {
+    fn is_usable(&self) -> bool {
+        self.ready.load(Ordering::Acquire) && !*self.ended.borrow() && !self.stop.is_cancelled()
+    }
+
+    /// Clients may come in from now on.
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+
     /// Waits until no process of it is left.
     pub async fn wait_ended(&self) {
         let mut ended = self.ended.clone();
         let _ = ended.wait_for(|ended| *ended).await;
     }
 
-    /// A connection of the agent's own, as superuser, by peer authentication.
+    /// A connection of the agent's own, as superuser, by peer authentication. A user may have dropped `postgres`.
     pub async fn connect(&self) -> Result<tokio_postgres::Client, AgentError> {
+        match self.connect_to("postgres").await {
+            Err(error) if error.code() == Some(&SqlState::INVALID_CATALOG_NAME) => {
+                self.connect_to("template1").await.map_err(|error| sql_error(&error))
+            }
+            other => other.map_err(|error| sql_error(&error)),
+        }
+    }
+
+    async fn connect_to(&self, database: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
         config.host_path(&self.socket_dir).port(settings::SOCKET_PORT).user(settings::AGENT_ROLE);
-        config.dbname("postgres").application_name("treering_agent_admin");
+        config.dbname(database).application_name("treering_agent_admin");
         config.connect_timeout(Duration::from_secs(5));
-        let connected = config.connect(tokio_postgres::NoTls).await;
-        let (client, connection) = connected.map_err(|error| sql_error(&error))?;
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
         tokio::spawn(connection);
         Ok(client)
     }
@@ -185,19 +263,27 @@ pub fn sql_error(error: &tokio_postgres::Error) -> AgentError {
     AgentError::new(ErrorKind::Unavailable, text)
 }
 
-fn disk_full(dir: &Path) -> String {
+/// The sentence for a full disk.
+pub fn disk_full(dir: &Path) -> String {
     format!(
         "the disk that holds {} is full; nothing acknowledged is lost. Make room and start the branch again",
         dir.display()
     )
 }
 
-/// Returns when the disk below `dir` is about to be full, or Postgres says that it is.
-async fn full_disk(compute: &Compute, dir: &Path) {
+/// True when less than `bytes` are free where `dir` is. What cannot be asked is not full.
+pub fn has_less_than(dir: &Path, bytes: u64) -> bool {
+    let free = rustix::fs::statvfs(dir).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    free.is_ok_and(|free| free < bytes)
+}
+
+/// Returns when the disk below `dir` is about to be full. Postgres's own word for it is checked: any role can raise
+/// an error under that SQLSTATE.
+async fn disk_filling(compute: &Compute, dir: &Path) {
     loop {
         tokio::time::sleep(DISK_POLL).await;
-        let free = rustix::fs::statvfs(dir).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-        if compute.log.disk_is_full() || free.is_ok_and(|free| free < FREE_BYTES_MIN) {
+        let said_so = compute.log.disk_is_full() && has_less_than(dir, FREE_BYTES_LOW);
+        if said_so || has_less_than(dir, FREE_BYTES_MIN) {
             return;
         }
     }

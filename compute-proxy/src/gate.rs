@@ -15,20 +15,20 @@ use crate::{
 impl Wake for Agent {
     fn ensure_running<'a>(&'a self, branch: &'a BranchName) -> BoxFuture<'a, Result<Target, WakeError>> {
         Box::pin(async move {
-            let failed = |error: AgentError| match error.kind {
+            let found = self.peers.resolve(branch.as_str()).await.map_err(|error| match error.kind {
                 ErrorKind::NotFound => WakeError::UnknownBranch { branch: branch.clone() },
                 _ => WakeError::Lost { branch: branch.clone(), reason: error.message },
-            };
-            let found = self.peers.resolve(branch.as_str()).await.map_err(failed)?;
-            if found.stopped {
-                let reason = format!("it was stopped; `treering start {branch}` starts it");
-                return Err(WakeError::NotNow { branch: branch.clone(), reason });
-            }
+            })?;
             let endpoint = self.endpoint(found.tenant_id, found.timeline_id);
-            let compute = self.start(&endpoint).await.map_err(|error| match error.kind {
-                // The name is known: what is missing is something behind it.
-                ErrorKind::NotFound => WakeError::Lost { branch: branch.clone(), reason: error.message },
-                _ => failed(error),
+            let started = match found.stopped {
+                true => Err(AgentError::new(ErrorKind::Conflict, stopped(branch))),
+                false => self.start(&endpoint, Some(branch)).await,
+            };
+            let compute = started.map_err(|error| match error.kind {
+                ErrorKind::Conflict | ErrorKind::Shutdown => {
+                    WakeError::NotNow { branch: branch.clone(), reason: error.message }
+                }
+                _ => WakeError::Lost { branch: branch.clone(), reason: error.message },
             })?;
             let socket = compute.socket_dir.join(format!(".s.PGSQL.{SOCKET_PORT}"));
             Ok(Target { socket, gate: compute })
@@ -52,6 +52,11 @@ impl CommitGate for Compute {
     fn drained_cancelled_waits(&self, backend_pid: i32) -> bool {
         self.log.take_warning(backend_pid)
     }
+}
+
+/// Why a branch that its user stopped is not woken.
+pub fn stopped(branch: &BranchName) -> String {
+    format!("it was stopped; `treering start {branch}` starts it")
 }
 
 fn lost(error: AgentError) -> GateError {

@@ -35,8 +35,15 @@ async fn list(State(agent): App) -> Json<Vec<Shown>> {
     Json(agent.list())
 }
 
+/// Runs to its end even when the one who asked has gone: a start or stop cut in half helps nobody.
+async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T, AgentError>> + Send + 'static,
+) -> Result<T, AgentError> {
+    tokio::spawn(work).await.map_err(anyhow::Error::from)?
+}
+
 async fn barrier(State(agent): App, Path((tenant, timeline)): Timeline) -> Answer<Value> {
-    let commit_lsn = agent.barrier(tenant, timeline).await?;
+    let commit_lsn = whole(async move { agent.barrier(tenant, timeline).await }).await?;
     Ok(Json(json!({"commit_lsn": commit_lsn})))
 }
 
@@ -46,18 +53,20 @@ async fn show(State(agent): App, Path((tenant, timeline)): Timeline) -> Json<Sho
 
 async fn start(State(agent): App, Path((tenant, timeline)): Timeline) -> Answer<Shown> {
     let endpoint = agent.endpoint(tenant, timeline);
-    agent.start(&endpoint).await?;
+    let started = endpoint.clone();
+    whole(async move { agent.start(&started, None).await }).await?;
     Ok(Json(endpoint.shown()))
 }
 
 async fn stop(State(agent): App, Path((tenant, timeline)): Timeline) -> Answer<Shown> {
     let endpoint = agent.endpoint(tenant, timeline);
-    endpoint.stop().await?;
+    let stopped = endpoint.clone();
+    whole(async move { stopped.stop().await }).await?;
     Ok(Json(endpoint.shown()))
 }
 
 async fn remove(State(agent): App, Path((tenant, timeline)): Timeline) -> Answer<Value> {
-    agent.remove(tenant, timeline).await?;
+    whole(async move { agent.remove(tenant, timeline).await }).await?;
     Ok(Json(json!({})))
 }
 

@@ -79,7 +79,13 @@ pub async fn run(
     let admin = listen(options.listen_http).await?;
     let addresses = Addresses { clients: clients.local_addr()?, http: admin.local_addr()? };
     let agent = agent::Agent::new(options)?;
-    agent.take_over().await?;
+    tokio::select! {
+        taken = agent.take_over() => taken?,
+        () = stop.cancelled() => {
+            agent.stop_all().await;
+            return Ok(());
+        }
+    }
     ready(addresses);
     let serving = stop.child_token();
     let http = axum::serve(admin, http::router(agent.clone()));

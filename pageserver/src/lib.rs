@@ -1,1 +1,99 @@
-//! (module head to come)
+//! The pageserver: WAL in, pages out.
+//!
+//! It ingests each timeline's WAL from a safekeeper into the engine ([`ingest`]), answers page requests and base
+//! backups over the Postgres protocol ([`page_service`], [`basebackup`]), makes new clusters ([`import`]), and
+//! is administered over HTTP ([`http`]). It does not know computes, branches by name, or users.
+//!
+//! Everything it holds on local disk can be made again from the safekeeper's WAL above `disk_consistent_lsn` and the layer
+//! files below it: a crash at any moment loses nothing.
+
+#![forbid(unsafe_code)]
+
+pub mod basebackup;
+mod clock;
+pub mod cluster_state;
+pub mod directory;
+pub mod error;
+pub mod http;
+pub mod import;
+pub mod ingest;
+pub mod live;
+mod metrics;
+mod options;
+pub mod page_service;
+pub mod service;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+pub use error::ServiceError;
+pub use options::PageserverOptions;
+use service::Service;
+
+/// Where a pageserver listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listening {
+    pub pg: SocketAddr,
+    pub http: SocketAddr,
+}
+
+/// After this a stop no longer waits for requests under way.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a stop may spend on making what was ingested durable: it would only be ingested again.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Opens the engine, listens, calls `ready`, and serves until `cancel`.
+///
+/// # Errors
+/// A data directory that cannot be opened, addresses in use.
+pub async fn run(
+    options: PageserverOptions,
+    cancel: CancellationToken,
+    ready: impl FnOnce(Listening),
+) -> anyhow::Result<()> {
+    let pg = listen(options.listen_pg, "page service").await?;
+    let http = listen(options.listen_http, "admin API").await?;
+    let listening = Listening { pg: pg.local_addr()?, http: http.local_addr()? };
+    let place = options.data_dir.display().to_string();
+    let opened = cancel.clone();
+    let service = tokio::task::spawn_blocking(move || Service::open(options, opened)).await?;
+    let service = service.with_context(|| format!("pageserver data directory {place}"))?;
+    let mut faces = JoinSet::new();
+    faces.spawn(page_service::run(Arc::clone(&service), pg));
+    faces.spawn(ingest::poll::run(Arc::clone(&service)));
+    let serving = http::run(Arc::clone(&service), http);
+    faces.spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "admin API ended");
+        }
+    });
+    tracing::info!(pg = %listening.pg, http = %listening.http, "pageserver is ready");
+    ready(listening);
+    cancel.cancelled().await;
+    stop(&service, faces).await;
+    Ok(())
+}
+
+async fn listen(address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{what}: listen on {address}"))
+}
+
+/// Lets requests end, then flushes; both within bounds.
+async fn stop(service: &Arc<Service>, mut faces: JoinSet<()>) {
+    let drained = timeout(DRAIN_TIMEOUT, async { while faces.join_next().await.is_some() {} });
+    if drained.await.is_err() {
+        tracing::debug!("requests under way are cut off");
+        faces.abort_all();
+    }
+    let engine = Arc::clone(&service.engine);
+    let flushing = tokio::task::spawn_blocking(move || engine.flush_all());
+    match timeout(FLUSH_TIMEOUT, flushing).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => tracing::warn!(%error, "flush at stop"),
+        Ok(Err(error)) => tracing::warn!(%error, "flush at stop"),
+        Err(_) => tracing::info!("flush at stop takes too long; the rest is ingested again"),
+    }
+}

@@ -363,11 +363,13 @@ fn is_zero_behind(files: &WalFiles, end: Lsn) -> Result<bool, StoreError> {
     if !segments.contains(&end.segment_number()) {
         return Ok(true);
     }
+    let zeros = vec![0; SCAN_BYTES as usize];
     let mut at = end;
     let segment_end = segment_start(end.segment_number() + 1);
     while at < segment_end {
         let to = Lsn(at.0 + SCAN_BYTES).min(segment_end);
-        if files.read(at, to)?.iter().any(|byte| *byte != 0) {
+        // As one comparison: byte by byte this would be most of the time that an open takes.
+        if files.read(at, to)? != zeros[..(to.0 - at.0) as usize] {
             return Ok(false);
         }
         at = to;

@@ -14,8 +14,11 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use treering_fs::{File, FileSystem, OpenMode};
-use treering_pgfmt::{version::PgMajor, wal::encode};
-use treering_types::{Lsn, WAL_SEGMENT_SIZE};
+use treering_pgfmt::{
+    version::PgMajor,
+    wal::{encode, page_header},
+};
+use treering_types::{Lsn, WAL_PAGE_SIZE, WAL_SEGMENT_SIZE};
 
 use crate::{control_file::Identity, error::StoreError};
 
@@ -105,12 +108,9 @@ impl WalStore {
         &self.files
     }
 
-    /// Makes the first segment of a timeline that begins at `start_lsn`: nothing before it but page headers, so
-    /// that stock tools which read a segment from its begin find their way. Durable on return.
+    /// Makes the first segment of a timeline that begins at `start_lsn`. Durable on return.
     pub fn create(&mut self, identity: &Identity, start_lsn: Lsn) -> Result<(), StoreError> {
-        let major = pg_major(identity.pg_major)?;
-        let (tli, system_id) = (identity.pg_tli, identity.system_id);
-        let head = encode::blank_segment_head(&encode::Origin { major, tli, system_id }, start_lsn);
+        let head = segment_head(identity, start_lsn)?;
         if !head.is_empty() {
             self.write(start_lsn.segment_start(), &head)?;
         }
@@ -219,6 +219,27 @@ impl WalStore {
     }
 }
 
+/// The bytes of a segment before `until`, of which we know nothing: zeros, dressed as the tail of one long record
+/// that began in an earlier segment and ends at `until`. Stock tools that read a segment from its first page
+/// (`pg_waldump`, `XLogFindNextRecord` in `xlogreader.c`) skip it, and find the first real record.
+fn segment_head(identity: &Identity, until: Lsn) -> Result<Vec<u8>, StoreError> {
+    let major = pg_major(identity.pg_major)?;
+    let pages = until.segment_offset().div_ceil(WAL_PAGE_SIZE);
+    let page_at = |index| until.segment_start() + index * WAL_PAGE_SIZE;
+    let mut bytes = vec![0; until.segment_offset() as usize];
+    let mut left = 0;
+    for page in (0..pages).rev().map(page_at) {
+        let size = page_header::size_at(page) as u64;
+        left += until.0.min(page.0 + WAL_PAGE_SIZE) - page.0 - size;
+        let info = page_header::FIRST_IS_CONTINUATION;
+        let (tli, system_id) = (identity.pg_tli, identity.system_id);
+        let header = encode::page_header(major, tli, page, system_id, info, left as u32);
+        let offset = page.segment_offset() as usize;
+        bytes[offset..offset + header.len()].copy_from_slice(&header);
+    }
+    Ok(bytes)
+}
+
 /// First byte of a segment.
 pub fn segment_start(number: u64) -> Lsn {
     Lsn(number * WAL_SEGMENT_SIZE)
@@ -241,6 +262,7 @@ fn segment_number(name: &str, pg_tli: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use treering_fs::CrashFs;
+    use treering_pgfmt::wal::reader::find_first_record;
     use treering_types::{TenantId, TimelineId};
 
     use super::*;
@@ -315,10 +337,9 @@ mod tests {
         assert!(matches!(gone, Err(StoreError::Trimmed { trim_lsn, .. }) if trim_lsn.0 == 3 * SEG));
     }
 
+    /// Whoever reads the first segment from its begin is led to the timeline's start.
     #[test]
-    fn a_first_segment_has_page_headers() {
-        let fs = CrashFs::new();
-        let mut s = store(&fs);
+    fn a_first_segment_leads_to_the_start() {
         let identity = Identity {
             tenant: TenantId([0; 16]),
             timeline: TimelineId([0; 16]),
@@ -327,10 +348,19 @@ mod tests {
             pg_tli: 3,
             pg_ancestors: Vec::new(),
         };
-        s.create(&identity, Lsn(SEG + 3 * 8192 + 64)).unwrap();
-        let bytes = read(&store(&fs.crash(0)), SEG, SEG + 4 * 8192);
-        assert_eq!(bytes[..2], 0xD110_u16.to_le_bytes());
-        assert_eq!(bytes[3 * 8192..][..2], 0xD110_u16.to_le_bytes());
-        assert!(bytes[3 * 8192 + 64..].iter().all(|byte| *byte == 0));
+        for offset in [0, 40 + 8, 3 * 8192 - 8, 3 * 8192, 3 * 8192 + 24 + 8, SEG - 8] {
+            let fs = CrashFs::new();
+            store(&fs).create(&identity, Lsn(SEG + offset)).unwrap();
+            let after = store(&fs.crash(0));
+            if offset == 0 {
+                assert!(after.files().segments().unwrap().is_empty());
+                continue;
+            }
+            let bytes = read(&after, SEG, 2 * SEG);
+            let head = &bytes[..(offset as usize).next_multiple_of(8192)];
+            let found = find_first_record(PgMajor::V15, Lsn(SEG), head).unwrap();
+            assert_eq!(found, Some(Lsn(SEG + offset)));
+            assert!(bytes[offset as usize..].iter().all(|byte| *byte == 0));
+        }
     }
 }

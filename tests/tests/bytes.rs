@@ -123,7 +123,9 @@ fn every_page_equals_the_compute_s_own() {
     let id = |name: &str| branch[name].as_str().expect("an id").to_owned();
     let mut pages =
         Pages::connect(&treering.address("pageserver_pg"), &id("tenant_id"), &id("timeline_id"));
-    let pgdata = treering.data_dir().join("agent/computes").join(id("timeline_id")).join("run/pgdata");
+    let computes = treering.data_dir().join("agent/computes").join(id("timeline_id"));
+    let runs = fs::read_dir(computes).expect("a compute").flatten().map(|entry| entry.path().join("pgdata"));
+    let pgdata = runs.into_iter().find(|path| path.is_dir()).expect("a data directory");
     let mut tally = Tally::default();
     let mut wrong = Vec::new();
     for database in ["postgres", "template1", "made_by_copy", "made_by_wal"] {

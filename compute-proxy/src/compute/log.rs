@@ -9,7 +9,7 @@ use std::{
     collections::HashSet,
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -44,7 +44,7 @@ impl ComputeLog {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let writer = OpenOptions::new().create(true).append(true).open(path)?;
+        let writer = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
         Ok((Self::follow(path)?, writer))
     }
 
@@ -107,8 +107,10 @@ impl ComputeLog {
     }
 }
 
-/// Takes `2026-11-21 04:38:54.123 UTC [123] 01000 WARNING:  ...` apart (see `settings::LOG_LINE_PREFIX`).
+/// Takes `2026-11-21 04:38:54.123 UTC [123] 01000 WARNING:  ...` apart (see `settings::LOG_LINE_PREFIX`). Lines that go
+/// on with a message begin with a tab (`append_with_tabs`, `elog.c`), so nobody's text passes for a prefix.
 fn pid_and_sqlstate(line: &[u8]) -> Option<(i32, &[u8])> {
+    line.first().filter(|byte| byte.is_ascii_digit())?;
     let open = line.iter().position(|&b| b == b'[')?;
     let rest = line.get(open + 1..)?;
     let close = rest.iter().position(|&b| b == b']')?;

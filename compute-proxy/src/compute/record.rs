@@ -24,13 +24,14 @@ pub struct RunRecord {
     pg_major: u32,
     pg_tli: u32,
     start_lsn: Lsn,
+    run_dir: PathBuf,
     socket_dir: PathBuf,
     terms: Vec<Term>,
 }
 
 impl RunRecord {
     /// A compute that has written in `term` only.
-    pub fn new(log: &TimelineIdentity, socket_dir: &Path, term: Term) -> RunRecord {
+    pub fn new(log: &TimelineIdentity, run_dir: &Path, socket_dir: &Path, term: Term) -> RunRecord {
         RunRecord {
             tenant: log.tenant,
             timeline: log.timeline,
@@ -38,6 +39,7 @@ impl RunRecord {
             pg_major: log.pg_major,
             pg_tli: log.pg_tli,
             start_lsn: log.start_lsn,
+            run_dir: run_dir.to_owned(),
             socket_dir: socket_dir.to_owned(),
             terms: vec![term],
         }
@@ -55,6 +57,10 @@ impl RunRecord {
         }
     }
 
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
     pub fn socket_dir(&self) -> &Path {
         &self.socket_dir
     }
@@ -68,21 +74,21 @@ impl RunRecord {
         self.terms.push(term);
     }
 
-    /// Reads the record of a compute directory.
-    pub fn load(run_dir: &Path) -> anyhow::Result<RunRecord> {
-        let path = run_dir.join("agent.json");
+    /// Reads the record of a branch's directory, which is ours alone: the compute's user cannot write there.
+    pub fn load(branch_dir: &Path) -> anyhow::Result<RunRecord> {
+        let path = branch_dir.join("agent.json");
         let text = fs::read(&path).with_context(|| path.display().to_string())?;
         serde_json::from_slice(&text).with_context(|| path.display().to_string())
     }
 
     /// Writes it, durably: replaced as a whole or not at all.
-    pub fn save(&self, run_dir: &Path) -> anyhow::Result<()> {
-        let fresh = run_dir.join("agent.json.new");
+    pub fn save(&self, branch_dir: &Path) -> anyhow::Result<()> {
+        let fresh = branch_dir.join("agent.json.new");
         let mut file = File::create(&fresh)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.sync_all()?;
-        fs::rename(&fresh, run_dir.join("agent.json"))?;
-        Ok(File::open(run_dir)?.sync_all()?)
+        fs::rename(&fresh, branch_dir.join("agent.json"))?;
+        Ok(File::open(branch_dir)?.sync_all()?)
     }
 }
 
@@ -101,7 +107,7 @@ mod tests {
             pg_tli: 3,
             start_lsn: Lsn(0x16B3748),
         };
-        let mut record = RunRecord::new(&log, Path::new("/run/x"), Term(4));
+        let mut record = RunRecord::new(&log, Path::new("/run/x"), Path::new("/run/x/s"), Term(4));
         record.save(dir.path()).unwrap();
         record.add(Term(7));
         record.save(dir.path()).unwrap();

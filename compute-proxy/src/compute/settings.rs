@@ -36,6 +36,8 @@ pub fn forced(paths: &SettingsPaths<'_>, prepared_in_flight: u32) -> Vec<(&'stat
         ("max_logical_replication_workers", "0".into()),
         ("max_wal_senders", "10".into()),
         ("max_replication_slots", "10".into()),
+        // The agent's slot must keep WAL for as long as a safekeeper is away.
+        ("max_slot_wal_keep_size", "-1".into()),
         ("archive_mode", "off".into()),
         ("listen_addresses", String::new()),
         ("port", SOCKET_PORT.to_string()),

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{owner::Owner, reap};
 
@@ -19,6 +19,7 @@ const ADOPTED_POLL: Duration = Duration::from_millis(100);
 /// What to start.
 pub struct Launch<'a> {
     pub postgres: &'a Path,
+    pub branch_dir: &'a Path,
     pub data_dir: &'a Path,
     pub owner: Option<Owner>,
     pub settings: &'a [(&'static str, String)],
@@ -28,7 +29,7 @@ pub struct Launch<'a> {
 /// A postmaster: our child, or one that an agent before us started.
 pub struct Postmaster {
     pid: Pid,
-    data_dir: PathBuf,
+    branch_dir: PathBuf,
     child: Option<tokio::process::Child>,
 }
 
@@ -56,18 +57,18 @@ impl Postmaster {
         let child = tokio::process::Command::from(command).spawn()?;
         let pid = child.id().and_then(|id| Pid::from_raw(id as i32));
         let pid = pid.ok_or_else(|| io::Error::other("the process ended before it had a pid"))?;
-        Ok(Postmaster { pid, data_dir: launch.data_dir.to_owned(), child: Some(child) })
+        Ok(Postmaster { pid, branch_dir: launch.branch_dir.to_owned(), child: Some(child) })
     }
 
     /// The postmaster that runs on `data_dir`, if one does (`postmaster.pid`, checked against its working directory).
-    pub fn adopt(data_dir: &Path) -> io::Result<Option<Postmaster>> {
+    pub fn adopt(branch_dir: &Path, data_dir: &Path) -> io::Result<Option<Postmaster>> {
         let Ok(text) = std::fs::read_to_string(data_dir.join("postmaster.pid")) else {
             return Ok(None);
         };
         let pid = text.lines().next().and_then(|line| line.trim().parse().ok()).and_then(Pid::from_raw);
         let Some(pid) = pid else { return Ok(None) };
-        let alive = reap::processes_in(data_dir)?.contains(&pid);
-        Ok(alive.then(|| Postmaster { pid, data_dir: data_dir.to_owned(), child: None }))
+        let alive = reap::processes_of(branch_dir)?.contains(&pid);
+        Ok(alive.then(|| Postmaster { pid, branch_dir: branch_dir.to_owned(), child: None }))
     }
 
     /// The postmaster's process id.
@@ -83,7 +84,7 @@ impl Postmaster {
                 Err(error) => format!("wait failed: {error}"),
             },
             None => {
-                while test_kill_process(self.pid).is_ok() {
+                while reap::is_alive(self.pid()) {
                     tokio::time::sleep(ADOPTED_POLL).await;
                 }
                 "ended".to_owned()
@@ -104,12 +105,12 @@ impl Postmaster {
 
     /// SIGKILL to the whole tree; returns with every process gone.
     pub async fn kill(&mut self) -> io::Result<()> {
-        let _ = kill_process(self.pid, Signal::KILL);
-        let dir = self.data_dir.clone();
-        let reaped = tokio::task::spawn_blocking(move || reap::kill_all_in(&dir));
+        let dir = self.branch_dir.clone();
+        let reaped = tokio::task::spawn_blocking(move || reap::kill_all_of(&dir));
+        let reaped = reaped.await.map_err(io::Error::other)?;
         if let Some(child) = &mut self.child {
             let _ = child.wait().await;
         }
-        reaped.await.map_err(io::Error::other)?.map(drop)
+        reaped.map(drop)
     }
 }

@@ -95,7 +95,12 @@ impl Sink<'_> {
 
     fn write(&mut self) -> Result<(), ImportError> {
         let batch = std::mem::replace(&mut self.batch, WriteBatch::new(self.at));
-        Ok(self.timeline.write(batch)?)
+        self.timeline.write(batch)?;
+        // The engine's own flush looks after live timelines; here the writer does, or it would wait for itself.
+        if self.timeline.info().frozen_layers > 0 {
+            self.timeline.flush()?;
+        }
+        Ok(())
     }
 }
 

@@ -89,9 +89,14 @@ impl Applier {
         let state = cluster_state::load(&timeline, at)?;
         let range = Key::class_range(KeyClass::TimeIndex);
         let latest = timeline.scan(range, at, Direction::Backward, 1)?;
+        let mut decoder = WalDecoder::new(info.pg_major, at).with_system_id(info.system_id);
+        // The log that is fed must be the continuation of what was ingested, not another that fits the position.
+        if let Some(last) = timeline.record_boundary(at)?.filter(|last| last.end == at) {
+            decoder = decoder.with_prev(last.start);
+        }
         Ok(Applier {
             major: info.pg_major,
-            decoder: WalDecoder::new(info.pg_major, at).with_system_id(info.system_id),
+            decoder,
             state,
             relations: Relations::new(Arc::clone(&timeline)),
             ends: PageEnds::open(&timeline, at)?,
@@ -164,7 +169,7 @@ impl Applier {
         match effect {
             Effect::Page { rel, block, change } => self.page(rel, block, &change, lsn)?,
             Effect::PageIfExists { rel, block, change } => {
-                if self.relations.get(rel)?.is_some_and(|meta| block < meta.blocks) {
+                if self.relations.get(rel)?.as_ref().is_some_and(|meta| block < meta.blocks) {
                     self.page(rel, block, &change, lsn)?;
                 }
             }

@@ -101,7 +101,8 @@ mod tests {
 
     #[test]
     fn divergence_points() {
-        let cases: [(&[(u64, u64)], u64, &[(u64, u64)], u64); 7] = [
+        type Entries = &'static [(u64, u64)];
+        let cases: [(Entries, u64, Entries, u64); 7] = [
             (&[], 100, &[(1, 100)], 100),
             (&[(1, 100)], 250, &[(1, 100), (2, 200)], 200),
             (&[(1, 100)], 150, &[(1, 100), (2, 200)], 150),

@@ -262,7 +262,7 @@ fn recovery_can_crash_too() {
             again.crash_at(second);
             let opened = Member::open(Arc::new(again.clone()), &directory(), NODE);
             let acked = opened.as_ref().ok().map(|member| member.status().flush_lsn);
-            for seed in SEEDS {
+            for seed in [0, 5, u64::MAX] {
                 let after: Arc<dyn FileSystem> = Arc::new(again.crash(seed));
                 let what = format!("crash at {first}, then {second}, seed {seed}");
                 check_after_crash(&after, &promised, &what);

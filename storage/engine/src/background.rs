@@ -65,7 +65,8 @@ pub(crate) fn spawn(context: Arc<Context>, engine: Weak<Engine>) -> io::Result<J
 }
 
 fn turn(engine: &Engine) {
-    let timelines = engine.timelines();
+    let importing = engine.tenants().into_iter().flat_map(|tenant| tenant.importing());
+    let timelines: Vec<_> = engine.timelines().into_iter().chain(importing).collect();
     if engine.context().is_over_budget() {
         let largest = timelines.iter().max_by_key(|timeline| timeline.layers().open.bytes());
         largest.into_iter().for_each(|timeline| timeline.freeze());

@@ -43,7 +43,7 @@ impl Timeline {
     pub fn maybe_flush(&self) -> Result<()> {
         let open = Arc::clone(&self.layers().open);
         let behind = self.disk_consistent_lsn() < self.last_record_lsn();
-        if behind && open.opened_at.elapsed() >= self.context.options.open_layer_age_max {
+        if behind && open.age() >= self.context.options.open_layer_age_max {
             self.freeze();
         }
         if self.layers().frozen.is_empty() { Ok(()) } else { self.flush_frozen() }
@@ -73,7 +73,7 @@ impl Timeline {
         if file.is_some() || end_lsn > manifest.disk_consistent_lsn {
             self.save_manifest(manifest, file.as_deref(), end_lsn)?;
             if phase == Phase::Live {
-                self.tenant()?.note_flushed(self)?;
+                
             }
         }
         self.change_layers(|layers| layers.with_flushed(frozen, file.clone()));
@@ -105,8 +105,12 @@ impl Timeline {
     }
 
     fn ensure_directory(&self) -> Result<()> {
-        create_dir_durably(self.context.fs.as_ref(), &self.directory).map_err(|error| {
-            self.latch.close(EngineError::io("creating", self.directory.clone(), error))
+        let fs = self.context.fs.as_ref();
+        create_dir_durably(fs, &self.directory).map_err(|error| {
+            let error = EngineError::io("creating", self.directory.clone(), error);
+            // Once it is there nobody would sync its name again.
+            let made = fs.exists(&self.directory).unwrap_or(true);
+            if made { self.latch.close(error) } else { error }
         })
     }
 
@@ -138,7 +142,8 @@ impl Timeline {
     ) -> Result<Option<LayerDesc>, WriteFailure> {
         let fs = self.context.fs.as_ref();
         let block_bytes = self.context.options.block_bytes;
-        let mut writer = LayerWriter::create(fs, &self.directory, self.owner(), number, block_bytes)?;
+        let mut writer =
+            LayerWriter::create(fs, &self.directory, self.owner(), number, block_bytes)?;
         let mut last = None;
         while let Some((key, values)) = frozen.next_history(last) {
             for entry in self.entries(key, values) {

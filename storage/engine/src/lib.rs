@@ -1,7 +1,7 @@
 //! The copy-on-write page engine: "page P of timeline T at LSN L".
 //!
 //! Synchronous, on files through the [`treering_fs`] seam. It stores values at (key, LSN), in memory first
-//! ([`layer::open`]), then in immutable layer files ([`layer::file`]); a branch is a new timeline that reads through to its
+//! (`layer::open`), then in immutable layer files (`layer::file`); a branch is a new timeline that reads through to its
 //! ancestor at its fork LSN. It does not know what a WAL record is, where values come from, or who asks: the
 //! pageserver tells it what to write, and [`treering_pgfmt::redo`] turns changes into pages.
 //!
@@ -24,9 +24,9 @@ mod engine;
 mod error;
 mod flush;
 mod latch;
-pub mod layer;
+mod layer;
 mod layer_map;
-pub mod manifest;
+mod manifest;
 mod options;
 mod progress;
 mod read;

@@ -3,13 +3,9 @@
 //! A page owns the ends `e` with `page_start < e <= page_start + 8192`: an end exactly at a page boundary belongs to the
 //! page before it. Later values of a page replace earlier ones and list at least the same ends.
 
-use treering_types::{Key, Lsn, WAL_PAGE_SIZE, WAL_SEGMENT_SIZE};
+use treering_types::{Key, Lsn, WAL_PAGE_SIZE};
 
 use crate::binary::{Malformed, Put, Reader};
-
-/// Bytes of a short and a long WAL page header (`SizeOfXLogShortPHD`, `SizeOfXLogLongPHD`).
-const SHORT_HEADER: u64 = 24;
-const LONG_HEADER: u64 = 40;
 
 /// Record ends of one WAL page.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,17 +75,6 @@ fn decode(bytes: &[u8]) -> Result<RecordEnds, Malformed> {
     Ok(RecordEnds { before, ends })
 }
 
-/// Where the record after the one that ends at `end` starts: there, or behind the page header that stands there.
-pub(crate) fn record_start_after(end: Lsn) -> Lsn {
-    if end.0 % WAL_SEGMENT_SIZE == 0 {
-        end + LONG_HEADER
-    } else if end.0 % WAL_PAGE_SIZE == 0 {
-        end + SHORT_HEADER
-    } else {
-        end
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,12 +89,5 @@ mod tests {
         assert!(RecordEnds::decode(&value.encode()[..17]).is_err());
         let none = RecordEnds { before: Lsn(8), ends: vec![] };
         assert_eq!(RecordEnds::decode(&none.encode()), Ok(none));
-    }
-
-    #[test]
-    fn records_start_behind_page_headers() {
-        assert_eq!(record_start_after(Lsn(0x20_0008)), Lsn(0x20_0008));
-        assert_eq!(record_start_after(Lsn(0x20_2000)), Lsn(0x20_2018));
-        assert_eq!(record_start_after(Lsn(0x200_0000)), Lsn(0x200_0028));
     }
 }

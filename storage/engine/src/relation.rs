@@ -182,8 +182,7 @@ mod tests {
 
     #[test]
     fn round_trip_and_hostile_bytes() {
-        let mut meta =
-            RelMeta::copied(CopyOf { tablespace: 1663, database: 1, lsn: Lsn(100) }, 8);
+        let mut meta = RelMeta::copied(CopyOf { tablespace: 1663, database: 1, lsn: Lsn(100) }, 8);
         meta.truncate(Lsn(200), 4);
         let bytes = meta.encode();
         assert_eq!(RelMeta::decode(&bytes), Ok(meta));

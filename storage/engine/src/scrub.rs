@@ -58,9 +58,11 @@ impl Timeline {
             let mut errors = Vec::new();
             verify_file(self, file, report, &mut errors);
             let (tenant, timeline) = (self.identity().tenant, self.id());
-            report
-                .findings
-                .extend(errors.into_iter().map(|error| Finding { tenant, timeline, error }));
+            report.findings.extend(errors.into_iter().map(|error| Finding {
+                tenant,
+                timeline,
+                error,
+            }));
         }
     }
 }

@@ -4,7 +4,7 @@
 //! visible or acknowledged. Look-ups take `timelines` only, so they never wait for the disk.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Weak},
     time::{SystemTime, UNIX_EPOCH},
@@ -55,6 +55,7 @@ pub struct Tenant {
     directory: PathBuf,
     state: Mutex<State>,
     timelines: RwLock<BTreeMap<TimelineId, Arc<Timeline>>>,
+    importing: RwLock<BTreeMap<TimelineId, Arc<Timeline>>>,
     latch: Latch,
     itself: Weak<Tenant>,
 }
@@ -62,9 +63,10 @@ pub struct Tenant {
 struct State {
     /// As it is on disk.
     manifest: TenantManifest,
-    importing: HashMap<TimelineId, Arc<Timeline>>,
     /// Deleted, but the directory may still be there.
     leaving: HashSet<TimelineId>,
+    /// The tenant itself is deleted.
+    deleted: bool,
 }
 
 impl Tenant {
@@ -96,12 +98,9 @@ impl Tenant {
             properties: NewTenant { id, pg_major, system_id },
             context: Arc::clone(context),
             directory: directory.to_owned(),
-            state: Mutex::new(State {
-                manifest,
-                importing: HashMap::new(),
-                leaving: HashSet::new(),
-            }),
+            state: Mutex::new(State { manifest, leaving: HashSet::new(), deleted: false }),
             timelines: RwLock::default(),
+            importing: RwLock::default(),
             latch: Latch::default(),
             itself: Weak::clone(itself),
         })
@@ -192,12 +191,17 @@ impl Tenant {
         self.timelines.read().values().cloned().collect()
     }
 
+    /// Timelines that are being imported.
+    pub(crate) fn importing(&self) -> Vec<Arc<Timeline>> {
+        self.importing.read().values().cloned().collect()
+    }
+
     fn timeline_directory(&self, id: TimelineId) -> PathBuf {
         self.directory.join(id.to_string())
     }
 
     /// Begins an import: the timeline takes batches, all at or above `start_lsn`, but is neither durable nor visible before
-    /// [`Timeline::finish_import`]. Dropped imports leave nothing behind.
+    /// [`Timeline::finish_import`]. Abandoned by [`Tenant::delete_timeline`], or by the end of the process: nothing of it is left.
     ///
     /// # Errors
     /// Conflict when the id is taken or the tenant has a root, finished or not.
@@ -207,9 +211,11 @@ impl Tenant {
         start_lsn: Lsn,
         created_at: i64,
     ) -> Result<Arc<Timeline>> {
-        let mut state = self.state.lock();
-        self.check_latch()?;
-        if let Some(root) = state.manifest.root().or_else(|| state.importing.keys().next().copied()) {
+        let state = self.state.lock();
+        self.check_usable(&state)?;
+        if let Some(root) =
+            state.manifest.root().or_else(|| self.importing.read().keys().next().copied())
+        {
             return Err(EngineError::RootExists { tenant: self.id(), root });
         }
         self.clear_way(&state, id)?;
@@ -217,7 +223,7 @@ impl Tenant {
         let entry = TimelineEntry { ancestor: None, pg_tli, start_lsn, created_at, flushed: false };
         let manifest = TimelineManifest::empty(self.id(), id, pg_tli, start_lsn);
         let timeline = self.timeline_from(id, entry, manifest, Phase::Importing)?;
-        state.importing.insert(id, Arc::clone(&timeline));
+        self.importing.write().insert(id, Arc::clone(&timeline));
         Ok(timeline)
     }
 
@@ -225,14 +231,16 @@ impl Tenant {
     pub(crate) fn publish_root(&self, timeline: &Timeline) -> Result<()> {
         let mut state = self.state.lock();
         let id = timeline.id();
-        let importing = state.importing.get(&id).cloned().ok_or(EngineError::NoTimeline(id))?;
+        self.check_usable(&state)?;
+        let importing = self.importing.read().get(&id).cloned();
+        let importing = importing.ok_or(EngineError::NoTimeline(id))?;
         self.change_manifest(&mut state, |manifest| {
             manifest.timelines.insert(id, timeline.entry(true));
             manifest.next_pg_tli = manifest.next_pg_tli.max(timeline.identity().pg_tli + 1);
         })?;
-        state.importing.remove(&id);
         importing.set_phase(Phase::Live);
         self.show(importing);
+        self.importing.write().remove(&id);
         Ok(())
     }
 
@@ -244,14 +252,9 @@ impl Tenant {
     /// # Errors
     /// NotFound, NotYet above the ancestor's `last_record_lsn`, Gone before the root's start, Conflict when `new` exists
     /// with another ancestor or LSN, Io.
-    pub fn branch(
-        &self,
-        new: TimelineId,
-        ancestor: TimelineId,
-        at: Lsn,
-    ) -> Result<Arc<Timeline>> {
+    pub fn branch(&self, new: TimelineId, ancestor: TimelineId, at: Lsn) -> Result<Arc<Timeline>> {
         let mut state = self.state.lock();
-        self.check_latch()?;
+        self.check_usable(&state)?;
         let parent = owner_of(&self.timeline(ancestor)?, at)?;
         let origin = Some((parent.id(), at));
         if let Ok(existing) = self.timeline(new) {
@@ -299,8 +302,8 @@ impl Tenant {
 
     fn forget(&self, id: TimelineId) -> Result<Arc<Timeline>> {
         let mut state = self.state.lock();
-        self.check_latch()?;
-        if let Some(importing) = state.importing.remove(&id) {
+        self.check_usable(&state)?;
+        if let Some(importing) = self.importing.write().remove(&id) {
             state.leaving.insert(id);
             return Ok(importing);
         }
@@ -328,7 +331,7 @@ impl Tenant {
         if entry.flushed {
             return Ok(());
         }
-        self.check_latch()?;
+        self.check_usable(&state)?;
         self.change_manifest(&mut state, |manifest| {
             manifest.timelines.insert(id, timeline.entry(true));
         })
@@ -351,14 +354,17 @@ impl Tenant {
         Ok(())
     }
 
-    fn check_latch(&self) -> Result<()> {
+    fn check_usable(&self, state: &State) -> Result<()> {
+        if state.deleted {
+            return Err(EngineError::NoTenant(self.id()));
+        }
         self.latch.check(|| format!("tenant {}", self.id()))
     }
 
     /// The id is free, and nothing of an earlier life of it is on disk.
     fn clear_way(&self, state: &State, id: TimelineId) -> Result<()> {
         let taken = state.manifest.timelines.contains_key(&id)
-            || state.importing.contains_key(&id)
+            || self.importing.read().contains_key(&id)
             || state.leaving.contains(&id);
         if taken {
             return Err(EngineError::TimelineExists(id));
@@ -370,16 +376,16 @@ impl Tenant {
         recover::remove_directory(self.context.fs.as_ref(), directory)
     }
 
-    /// Marks everything deleted; the engine has renamed the directory away.
+    /// Marks everything deleted, and waits for flushes that are under way: nothing is written below its directory after this.
     pub(crate) fn abandon(&self) {
-        let mut state = self.state.lock();
-        let importing = state.importing.drain().map(|(_, timeline)| timeline);
+        self.state.lock().deleted = true;
         let timelines = std::mem::take(&mut *self.timelines.write());
-        for timeline in timelines.into_values().chain(importing) {
+        let importing = std::mem::take(&mut *self.importing.write());
+        // Not under the state's lock: a flush takes it while it holds its timeline's manifest.
+        for timeline in timelines.into_values().chain(importing.into_values()) {
             timeline.set_phase(Phase::Deleted);
             drop(timeline.manifest.lock());
         }
-        self.latch.close(EngineError::NoTenant(self.id()));
     }
 }
 

@@ -37,8 +37,7 @@ impl Unhandled {
     pub fn decode(bytes: &[u8]) -> Result<Unhandled, &'static str> {
         let parse = || {
             let mut reader = Reader::new(bytes);
-            let value =
-                Unhandled { rmid: reader.u8()?, info: reader.u8()?, count: reader.u32()? };
+            let value = Unhandled { rmid: reader.u8()?, info: reader.u8()?, count: reader.u32()? };
             reader.finish()?;
             Ok(value)
         };

@@ -11,7 +11,8 @@ pub const VALUE_BYTES_MAX: usize = 1 << 30;
 pub struct Value {
     /// No older value of the key is needed to read this one.
     pub base: bool,
-    /// The value's own encoding; no bytes mean that the key is gone from this LSN on.
+    /// The value's own encoding; no bytes mean that the key is gone from this LSN on. Kept as it is handed in: a slice of
+    /// a larger buffer keeps all of that in memory.
     pub bytes: Bytes,
 }
 

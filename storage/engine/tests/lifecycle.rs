@@ -38,10 +38,16 @@ fn creating_again_is_the_same_or_a_conflict() {
     let made = tenant.branch(timeline_id(2), timeline_id(1), at).unwrap();
     let same = tenant.branch(timeline_id(2), timeline_id(1), at).unwrap();
     assert!(Arc::ptr_eq(&made, &same));
-    for other in [tenant.branch(timeline_id(2), timeline_id(1), START), tenant.branch(timeline_id(1), timeline_id(1), START)] {
+    for other in [
+        tenant.branch(timeline_id(2), timeline_id(1), START),
+        tenant.branch(timeline_id(1), timeline_id(1), START),
+    ] {
         assert_eq!(kind_of(other), Some(ErrorKind::Conflict));
     }
-    assert_eq!(kind_of(tenant.branch(timeline_id(3), timeline_id(8), at)), Some(ErrorKind::NotFound));
+    assert_eq!(
+        kind_of(tenant.branch(timeline_id(3), timeline_id(8), at)),
+        Some(ErrorKind::NotFound)
+    );
     let ahead = tenant.branch(timeline_id(3), timeline_id(1), at + 8);
     assert_eq!(kind_of(ahead), Some(ErrorKind::NotYet));
     let before = tenant.branch(timeline_id(3), timeline_id(1), Lsn(START.0 - 8));
@@ -59,10 +65,15 @@ fn numbers_and_ancestry() {
     assert_eq!(world.timeline(second).ancestry(), [(1, START + 16), (2, START + 32)]);
     let retained = world.timeline(0).retained();
     assert_eq!(retained.lsns(), [START + 16]);
-    assert_eq!(world.timeline(first).retained().branches().collect::<Vec<_>>(), [(timeline_id(3), START + 32)]);
+    assert_eq!(
+        world.timeline(first).retained().branches().collect::<Vec<_>>(),
+        [(timeline_id(3), START + 32)]
+    );
 
     let children = world.tenant().delete_timeline(timeline_id(2));
-    assert!(matches!(children, Err(EngineError::HasChildren { children, .. }) if children == [timeline_id(3)]));
+    assert!(
+        matches!(children, Err(EngineError::HasChildren { children, .. }) if children == [timeline_id(3)])
+    );
     world.tenant().delete_timeline(timeline_id(3)).unwrap();
     assert!(world.timeline(first).retained().lsns().is_empty());
     // Also a number that nobody uses any more is never given again.
@@ -107,7 +118,10 @@ fn an_import_is_invisible_until_it_is_finished() {
     root.finish_import(START + 8).unwrap();
     assert_eq!(kind_of(root.finish_import(START + 8)), Some(ErrorKind::Conflict));
     let info = root.info();
-    assert_eq!((info.start_lsn, info.last_record_lsn, info.disk_consistent_lsn), (START, START + 8, START + 8));
+    assert_eq!(
+        (info.start_lsn, info.last_record_lsn, info.disk_consistent_lsn),
+        (START, START + 8, START + 8)
+    );
     assert_eq!(info.created_at, 5);
 }
 
@@ -145,7 +159,10 @@ fn a_deleted_timeline_is_gone_with_its_files_and_its_id_is_free() {
     world.tenant().delete_timeline(timeline_id(2)).unwrap();
     assert!(!world.fs.exists(&directory).unwrap());
     assert_eq!(kind_of(held.get_value(Key::two_phase(1), START)), Some(ErrorKind::NotFound));
-    assert_eq!(kind_of(held.write(WriteBatch::new(held.last_record_lsn()))), Some(ErrorKind::NotFound));
+    assert_eq!(
+        kind_of(held.write(WriteBatch::new(held.last_record_lsn()))),
+        Some(ErrorKind::NotFound)
+    );
     assert_eq!(kind_of(held.flush()), None);
     assert!(!world.fs.exists(&directory).unwrap());
     let again = world.tenant().branch(timeline_id(2), timeline_id(1), START).unwrap();
@@ -306,6 +323,25 @@ fn the_background_thread_flushes_and_holds_writers_back() {
     let found = root.scan(Key::MIN..Key::MAX, last, treering_engine::Direction::Forward, 999);
     assert_eq!(found.unwrap().len(), 200);
     drop((root, tenant, engine));
+}
+
+/// The flush thread once looked at visible timelines only: an import larger than the frozen layers' bound waited forever.
+#[test]
+fn an_import_of_any_size_is_flushed_behind() {
+    let fs: Arc<dyn FileSystem> = Arc::new(CrashFs::new());
+    let options = EngineOptions { background: true, ..tiny_options() };
+    let engine = Engine::open(fs, Path::new("/engine"), options).unwrap();
+    let tenant = engine.create_tenant(new_tenant()).unwrap();
+    let root = tenant.create_root(timeline_id(1), START, 0).unwrap();
+    for n in 0..100u64 {
+        let mut batch = WriteBatch::new(START);
+        batch.put(Key::two_phase(n), START, Value::whole(vec![n as u8; 4096]));
+        root.write(batch).unwrap();
+    }
+    root.finish_import(START).unwrap();
+    let found = root.scan(Key::MIN..Key::MAX, START, treering_engine::Direction::Forward, 999);
+    assert_eq!(found.unwrap().len(), 100);
+    assert!(root.info().layers > 3);
 }
 
 #[test]

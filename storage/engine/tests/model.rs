@@ -10,14 +10,29 @@ use treering_types::{ErrorKind, Lsn, RelTag};
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { on: usize, records: Vec<Vec<Act>> },
+    Write {
+        on: usize,
+        records: Vec<Vec<Act>>,
+    },
     /// At this fraction, in 256ths, of the timeline's history.
-    Branch { from: usize, at: u8 },
-    Flush { on: usize },
-    Delete { on: usize },
+    Branch {
+        from: usize,
+        at: u8,
+    },
+    Flush {
+        on: usize,
+    },
+    Delete {
+        on: usize,
+    },
     /// The process is killed; children are sent their lost batches first, or last.
-    Reopen { children_first: bool },
-    Check { on: usize, at: u8 },
+    Reopen {
+        children_first: bool,
+    },
+    Check {
+        on: usize,
+        at: u8,
+    },
 }
 
 fn any_rel() -> impl Strategy<Value = RelTag> {
@@ -117,7 +132,10 @@ fn reopen(world: &mut World<CrashFs>, children_first: bool) {
         let timeline = world.timeline(*index);
         assert_eq!(timeline.last_record_lsn(), timeline.disk_consistent_lsn());
         let lost = Lsn(timeline.last_record_lsn().0 + 1);
-        assert_eq!(kind_of(timeline.get_value(treering_types::Key::MIN, lost)), Some(ErrorKind::NotYet));
+        assert_eq!(
+            kind_of(timeline.get_value(treering_types::Key::MIN, lost)),
+            Some(ErrorKind::NotYet)
+        );
     }
     if children_first {
         order.reverse();

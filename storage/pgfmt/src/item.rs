@@ -251,7 +251,7 @@ impl Page<'_> {
     fn check_inside(&self, pointer: LinePointer) -> Result<(), RedoReason> {
         let begin = pointer.offset();
         let end = begin + max_align(pointer.length());
-        let inside = begin >= self.upper() && end <= self.special() && begin % 8 == 0;
+        let inside = begin >= self.upper() && end <= self.special() && begin.is_multiple_of(8);
         inside.then_some(()).ok_or(BAD_POINTER)
     }
 

@@ -128,6 +128,11 @@ impl<B: Bases> Judge<B> {
         self.pages.iter()
     }
 
+    /// The page as it is now; `None` if no record touched it.
+    pub fn page(&self, key: &Key) -> Option<&Held> {
+        self.pages.get(key)
+    }
+
     /// Applies one record and compares the pages it carries images of.
     pub fn judge(&mut self, record: &Record) {
         self.tally(record).records += 1;
@@ -324,10 +329,7 @@ fn blocks_of(dir: DatabaseDir) -> KeyRange {
 /// The heap mask blanks a map entirely, so it is compared as it is. Bits that only we have are not wrong here: a
 /// backend clears its bit before it writes the record that says so, and another's image may come in between. What
 /// the map is in the end, the files tell.
-fn missing_bits(
-    ours: &[u8; PAGE_SIZE],
-    theirs: &[u8; PAGE_SIZE],
-) -> Option<(Range<usize>, usize)> {
+fn missing_bits(ours: &[u8; PAGE_SIZE], theirs: &[u8; PAGE_SIZE]) -> Option<(Range<usize>, usize)> {
     let map = ours.iter().zip(theirs).enumerate().skip(HEADER_SIZE);
     let missing = map.filter(|(_, (ours, theirs))| **theirs & !**ours != 0);
     let places: Vec<usize> = missing.map(|(at, _)| at).collect();

@@ -269,7 +269,7 @@ impl<'a> Page<'a> {
     pub fn check_bounds(&self) -> Result<(), RedoReason> {
         let (lower, upper, special) = (self.lower(), self.upper(), self.special());
         let ordered = HEADER_SIZE <= lower && lower <= upper && upper <= special;
-        if ordered && special <= PAGE_SIZE && special % 8 == 0 {
+        if ordered && special <= PAGE_SIZE && special.is_multiple_of(8) {
             Ok(())
         } else {
             Err(RedoReason::Malformed("page pointers out of order"))

@@ -3,13 +3,16 @@
 //! A workload runs with `wal_consistency_checking=all`, so that nearly every record carries the page as it must
 //! become. All WAL is then decoded and redone, and each page compared after each record. After the clean shutdown the
 //! data files are the second judge: pages, visibility maps (which the WAL's images do not cover) and transaction
-//! status must be what redo made of them. Postgres missing is a failure.
+//! status must be what redo made of them. Some records are also applied with broken bytes: an error or a page, never a
+//! panic. Postgres missing is a failure.
 
 #[allow(dead_code)]
 #[path = "postgres/cluster.rs"]
 mod cluster;
 #[path = "judge/files.rs"]
 mod files;
+#[path = "judge/mutants.rs"]
+mod mutants;
 #[path = "judge/names.rs"]
 mod names;
 #[path = "judge/report.rs"]
@@ -35,6 +38,7 @@ use treering_types::{Lsn, WAL_SEGMENT_SIZE};
 use crate::{
     cluster::{Cluster, output_of},
     files::Files,
+    mutants::Mutants,
 };
 
 const MAJOR: PgMajor = PgMajor::V15;
@@ -117,13 +121,16 @@ fn redo_agrees_with_postgres() {
     let control = ControlFile::parse(&control).unwrap();
     let mut judge =
         Judge::new(MAJOR, ClusterState::from_control(&control), Files::new(MAJOR, &before));
+    let mut mutants = Mutants::new(MAJOR);
     let began = Instant::now();
     let records = for_each_record(&cluster.wal_dir(), control.checkpoint_start(), |record| {
         judge.judge(record);
+        mutants.try_some(&judge, record);
     });
     let judged = began.elapsed();
 
     let differing_files = files::compare(&judge, &Files::new(MAJOR, &cluster.data()), &control);
+    println!("{} broken records applied, {} refused", mutants.tried, mutants.refused);
     report::print(&judge, records, ran, judged);
     report::check(&judge, &differing_files, MUST_BE_COMPARED);
 }

@@ -105,8 +105,9 @@ impl LayerFile {
             .file
             .read_exact_at(&mut stored, place.offset)
             .map_err(|error| read_error(&self.path, place.offset, error))?;
-        let block = Block::decode(&stored, place.raw_len)
-            .map_err(|what| self.corrupt(place.offset, format!("{what} (from {:?})", place.first)))?;
+        let block = Block::decode(&stored, place.raw_len).map_err(|what| {
+            self.corrupt(place.offset, format!("{what} (from {:?})", place.first))
+        })?;
         let first = block.heads().first().map(|head| (head.key, head.lsn));
         if first != Some(place.first) {
             let what = format!("block begins with {first:?}, the index says {:?}", place.first);
@@ -189,11 +190,9 @@ fn read_error(path: &Path, offset: u64, error: std::io::Error) -> EngineError {
 
 fn refused(path: &Path, offset: u64, why: Refused) -> EngineError {
     match why {
-        Refused::Newer(found) => EngineError::NewerFormat {
-            path: path.to_owned(),
-            found,
-            known: LAYER_FORMAT_VERSION,
-        },
+        Refused::Newer(found) => {
+            EngineError::NewerFormat { path: path.to_owned(), found, known: LAYER_FORMAT_VERSION }
+        }
         Refused::Malformed(what) => EngineError::corrupt(path, offset, what),
     }
 }

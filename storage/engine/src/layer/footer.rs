@@ -145,10 +145,8 @@ fn decode_fields(fields: &[u8], digest: [u8; DIGEST_SIZE], size: u64) -> Result<
     if flags & !FLAG_COMPLETE != 0 {
         return Err(Refused::Malformed("unknown layer flags"));
     }
-    let owner = LayerOwner {
-        tenant: TenantId(reader.array()?),
-        timeline: TimelineId(reader.array()?),
-    };
+    let owner =
+        LayerOwner { tenant: TenantId(reader.array()?), timeline: TimelineId(reader.array()?) };
     let (number, entries) = (reader.u64()?, reader.u64()?);
     let (key_first, key_last) = (Key(reader.array()?), Key(reader.array()?));
     let lsns = LsnRange { start: Lsn(reader.u64()?), end: Lsn(reader.u64()?) };

@@ -8,10 +8,10 @@ use std::{
     collections::BTreeMap,
     ops::{Bound, ControlFlow},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -49,7 +49,8 @@ pub(crate) struct OpenLayer {
     gauge: Arc<AtomicUsize>,
     /// `last_record_lsn` when it was frozen; zero before.
     end_lsn: AtomicU64,
-    pub opened_at: Instant,
+    opened_at: Instant,
+    first_write: OnceLock<Instant>,
 }
 
 impl OpenLayer {
@@ -60,6 +61,7 @@ impl OpenLayer {
             gauge,
             end_lsn: AtomicU64::new(0),
             opened_at: Instant::now(),
+            first_write: OnceLock::new(),
         }
     }
 
@@ -82,6 +84,11 @@ impl OpenLayer {
         self.bytes() == 0
     }
 
+    /// How long its oldest value waits; of an empty layer, how long it is open.
+    pub fn age(&self) -> Duration {
+        self.first_write.get().unwrap_or(&self.opened_at).elapsed()
+    }
+
     /// Marks the layer as complete up to `end_lsn`. The caller holds the writer's lock.
     pub fn freeze(&self, end_lsn: Lsn) {
         self.end_lsn.store(end_lsn.0, Ordering::Release);
@@ -95,6 +102,7 @@ impl OpenLayer {
     /// Adds values. Gives back the keys whose run of changes without a base reached a multiple of `chain_max`.
     pub fn insert(&self, values: Vec<(Key, Lsn, Value)>, chain_max: usize) -> Vec<(Key, Lsn)> {
         let mut long = Vec::new();
+        self.first_write.get_or_init(Instant::now);
         let mut values = values.into_iter().peekable();
         while values.peek().is_some() {
             let mut map = self.values.write();

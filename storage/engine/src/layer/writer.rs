@@ -75,7 +75,8 @@ impl<'a> LayerWriter<'a> {
             file.set_len(0)?;
             Ok((file, BlockBuilder::new()?))
         };
-        let (file, block) = open().map_err(|error| WriteFailure::Retry(temporary.clone(), error))?;
+        let (file, block) =
+            open().map_err(|error| WriteFailure::Retry(temporary.clone(), error))?;
         let mut writer = LayerWriter {
             fs,
             directory,

@@ -45,9 +45,8 @@ pub fn tenant_step(old: &TenantManifest, new: &TenantManifest) -> Result<(), Bro
     tenant(new)?;
     holds(new.sequence == old.sequence + 1, "the sequence counts writes")?;
     holds(new.next_pg_tli >= old.next_pg_tli, "the next pg_tli never goes back")?;
-    let identity = |manifest: &TenantManifest| {
-        (manifest.tenant, manifest.pg_major, manifest.system_id)
-    };
+    let identity =
+        |manifest: &TenantManifest| (manifest.tenant, manifest.pg_major, manifest.system_id);
     holds(identity(old) == identity(new), "a tenant keeps its identity")?;
     for (id, entry) in &new.timelines {
         let Some(before) = old.timelines.get(id) else {

@@ -57,9 +57,8 @@ pub(crate) fn decode_file<M: Manifest>(path: &Path, bytes: &[u8]) -> Result<M> {
         return Err(malformed(Malformed("not a manifest of this kind")));
     }
     let version = head.u32().map_err(malformed)?;
-    let (covered, crc) = bytes
-        .split_last_chunk::<4>()
-        .ok_or_else(|| malformed(Malformed("ends early")))?;
+    let (covered, crc) =
+        bytes.split_last_chunk::<4>().ok_or_else(|| malformed(Malformed("ends early")))?;
     if crc32fast::hash(covered) != u32::from_le_bytes(*crc) {
         return Err(malformed(Malformed("checksum mismatch")));
     }

@@ -24,7 +24,8 @@ pub(crate) fn page(view: &View<'_>, chain: Chain) -> Result<PageImage> {
         apply(view, change, &mut page)?;
     }
     // A lone image in a cached block is as cheap as the cache itself.
-    let took_redo = chain.changes.len() > 1 || (chain.cached.is_some() && !chain.changes.is_empty());
+    let took_redo =
+        chain.changes.len() > 1 || (chain.cached.is_some() && !chain.changes.is_empty());
     if let Some(newest) = chain.changes.first().filter(|_| took_redo) {
         view.caches.put_page(newest.page, Arc::new(*page));
     }

@@ -1,12 +1,13 @@
 //! Finding LSNs: by commit time, and record boundaries.
 
+use treering_pgfmt::wal::encode::record_start_after;
 use treering_types::{Key, KeyClass, KeyRange, Lsn};
 
 use super::Timeline;
 use crate::{
     error::Result,
     read::{View, scan},
-    record_ends::{Boundary, RecordEnds, record_start_after},
+    record_ends::{Boundary, RecordEnds},
     time_index::{self, TimeAnswer, TimeEntry},
     value::Direction,
 };

@@ -47,12 +47,13 @@ impl Timeline {
     /// `BadBatch` for LSNs out of order, `Latched` or `Io` when flushing has failed, `NoTimeline` when deleted. After an
     /// error nothing of the batch is visible, and it may be written again.
     pub fn write(&self, batch: WriteBatch) -> Result<()> {
+        // Not under the writer's lock: the flush that makes room may want to freeze.
+        self.wait_for_room()?;
         let _writer = self.writer.lock();
         let phase = self.check_not_deleted()?;
         self.check_latch()?;
         self.check_batch(&batch, phase)?;
         let metas = self.metas_of(&batch)?;
-        self.wait_for_room()?;
         let open = Arc::clone(&self.layers().open);
         let long = open.insert(batch.values, self.context.options.open_chain_max.max(1));
         self.publish(metas, batch.last_record_lsn);
@@ -61,7 +62,7 @@ impl Timeline {
         }
         if self.wants_freeze(&open) {
             self.freeze_locked(&open);
-            self.flush_behind()?;
+            self.flush_behind();
         }
         Ok(())
     }
@@ -177,13 +178,14 @@ impl Timeline {
         }
     }
 
-    /// Has frozen layers flushed: by the background thread, or here when there is none.
-    fn flush_behind(&self) -> Result<()> {
+    /// Has frozen layers flushed: by the background thread, or here when there is none. A failure is kept for the next
+    /// write: this one has been taken.
+    fn flush_behind(&self) {
         if self.context.options.background {
             self.context.flush_queue.wake();
-            return Ok(());
+        } else if let Err(error) = self.flush_frozen() {
+            tracing::debug!(%error, "flush behind a write failed");
         }
-        self.flush_frozen()
     }
 
     /// Freezes the open layer when there is anything to flush: the next layer file begins above `last_record_lsn`.

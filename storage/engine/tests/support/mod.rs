@@ -414,7 +414,8 @@ fn check_relations(timeline: &Timeline, state: &State, lsn: Lsn) {
     }
     let range = Key::rel_meta_of_database(1663, 5);
     let listed = timeline.relations(range, lsn).expect("relations can be listed");
-    let listed: Vec<(RelTag, u32)> = listed.into_iter().map(|(rel, meta)| (rel, meta.blocks)).collect();
+    let listed: Vec<(RelTag, u32)> =
+        listed.into_iter().map(|(rel, meta)| (rel, meta.blocks)).collect();
     let wanted = state.rels.iter().filter(|(rel, _)| rel.database == 5);
     let wanted: Vec<(RelTag, u32)> = wanted.map(|(rel, (blocks, _))| (*rel, *blocks)).collect();
     assert_eq!(listed, wanted, "relations at {lsn}");
@@ -428,14 +429,13 @@ fn check_pages(timeline: &Timeline, state: &State, lsn: Lsn) {
     let pages = timeline.get_pages(&keys, lsn);
     assert_eq!(pages.len(), keys.len());
     for (key, page) in keys.iter().zip(pages) {
-        let wanted = match key.rel() {
-            Some(rel) => state
-                .rels
-                .get(&rel)
-                .filter(|(blocks, _)| key.block() < *blocks)
-                .map(|(_, pages)| pages.get(&key.block()).cloned().unwrap_or_else(|| filled(0))),
-            None => state.slru.get(&key.block()).cloned(),
-        };
+        let wanted =
+            match key.rel() {
+                Some(rel) => state.rels.get(&rel).filter(|(blocks, _)| key.block() < *blocks).map(
+                    |(_, pages)| pages.get(&key.block()).cloned().unwrap_or_else(|| filled(0)),
+                ),
+                None => state.slru.get(&key.block()).cloned(),
+            };
         match (page, wanted) {
             (Ok(page), Some(wanted)) => {
                 let differs = page.iter().zip(wanted.iter()).position(|(a, b)| a != b);

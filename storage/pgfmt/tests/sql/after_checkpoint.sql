@@ -18,3 +18,16 @@ update after_all set n = 'w' where id % 2 = 0;
 truncate subs;
 drop table conflicts;
 vacuum (freeze);
+
+-- Changes to all-visible pages that no vacuum follows: flags and map bits must be gone in the files too.
+create table settled (id int, t text) with (autovacuum_enabled = off, fillfactor = 70);
+insert into settled select g, repeat('s', 100) from generate_series(1, 4000) g;
+delete from settled where id between 3000 and 3400;
+vacuum (freeze) settled;
+delete from settled where id between 100 and 102;
+update settled set t = repeat('h', 100) where id = 400;
+update settled set t = repeat('m', 2500) where id in (700, 1000, 1300);
+insert into settled select 5000 + g, 'into free space' from generate_series(1, 3) g;
+begin;
+select id from settled where id = 2000 for update;
+commit;

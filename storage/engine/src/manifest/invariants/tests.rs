@@ -62,11 +62,21 @@ fn broken_tenants_are_noticed() {
         tenant(&manifest).unwrap_err()
     };
     breaks(|m| m.next_pg_tli = 2);
-    breaks(|m| { m.timelines.insert(TimelineId([3; 16]), entry(None, 1, 100)); });
-    breaks(|m| { m.timelines.remove(&ROOT); });
-    breaks(|m| { m.timelines.insert(CHILD, entry(Some((ROOT, Lsn(99))), 2, 99)); });
-    breaks(|m| { m.timelines.insert(CHILD, entry(Some((ROOT, Lsn(200))), 2, 300)); });
-    breaks(|m| { m.timelines.insert(CHILD, entry(Some((CHILD, Lsn(200))), 2, 200)); });
+    breaks(|m| {
+        m.timelines.insert(TimelineId([3; 16]), entry(None, 1, 100));
+    });
+    breaks(|m| {
+        m.timelines.remove(&ROOT);
+    });
+    breaks(|m| {
+        m.timelines.insert(CHILD, entry(Some((ROOT, Lsn(99))), 2, 99));
+    });
+    breaks(|m| {
+        m.timelines.insert(CHILD, entry(Some((ROOT, Lsn(200))), 2, 300));
+    });
+    breaks(|m| {
+        m.timelines.insert(CHILD, entry(Some((CHILD, Lsn(200))), 2, 200));
+    });
 }
 
 #[test]
