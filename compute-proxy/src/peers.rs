@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context;
 use bytes::Bytes;
 use reqwest::StatusCode;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use treering_types::{ErrorKind, Lsn, TenantId, TimelineId};
 
 use crate::{AgentOptions, error::AgentError};
@@ -36,9 +36,15 @@ pub struct Timeline {
     pub ancestor_timeline_id: Option<TimelineId>,
     pub pg_tli: u32,
     pub pg_version: u32,
+    /// 64 bits do not survive every JSON reader, so it travels as text.
+    #[serde(deserialize_with = "number_in_text")]
     pub system_id: u64,
     /// Where its log begins.
     pub start_lsn: Lsn,
+}
+
+fn number_in_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
 
 #[derive(Deserialize)]

@@ -1,6 +1,9 @@
 //! What can be done with projects and branches.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use tokio::sync::Mutex;
@@ -17,11 +20,14 @@ use crate::{
     store::Store,
 };
 
+/// Between two attempts to reconcile while peers come up.
+const RECONCILE_PAUSE: Duration = Duration::from_millis(100);
+
 /// Projects, branches and the peers that carry them.
 pub struct Branches {
     store: Store,
     peers: Peers,
-    /// One creation or deletion at a time: names are checked and recorded under it.
+    /// One change at a time: records are read, judged and written under it.
     changing: Mutex<()>,
 }
 
@@ -47,8 +53,25 @@ impl Branches {
     }
 
     /// Finishes what a crash cut short: the default project exists with its root branch, deletions are carried out,
-    /// timelines nobody recorded are removed.
+    /// timelines nobody recorded are removed. Peers may come up after us: it tries until they answer.
     pub async fn reconcile(&self) -> anyhow::Result<()> {
+        let mut is_told = false;
+        loop {
+            match self.reconcile_once().await {
+                Err(error) if error.downcast_ref().is_some_and(ApiError::is_passing) => {
+                    if !is_told {
+                        tracing::info!(%error, "waiting for a peer");
+                        is_told = true;
+                    }
+                }
+                other => return other,
+            }
+            tokio::time::sleep(RECONCILE_PAUSE).await;
+        }
+    }
+
+    /// May be cut short at any call and run again.
+    async fn reconcile_once(&self) -> anyhow::Result<()> {
         if self.store.project(DEFAULT_PROJECT)?.is_none() {
             self.store.put_project(&Project {
                 id: DEFAULT_PROJECT.to_owned(),
@@ -135,11 +158,16 @@ impl Branches {
     /// A branch by name; empty means the default branch.
     fn branch(&self, project: &Project, name: &str) -> Result<Branch, ApiError> {
         let name = if name.is_empty() { &project.default_branch } else { name };
+        match self.recorded(project, name)? {
+            branch if branch.deleting => Err(no_branch(name)),
+            branch => Ok(branch),
+        }
+    }
+
+    /// A branch by name, also one whose deletion is under way.
+    fn recorded(&self, project: &Project, name: &str) -> Result<Branch, ApiError> {
         let found = self.store.branch(&project.id, name).map_err(ApiError::internal)?;
-        found.filter(|branch| !branch.deleting).ok_or_else(|| {
-            ApiError::not_found(format!("there is no branch \"{name}\""))
-                .hint("`treering branch list` shows the branches there are")
-        })
+        found.ok_or_else(|| no_branch(name))
     }
 
     /// Creates a branch. See the module head of the crate for what a crash leaves.
@@ -150,9 +178,9 @@ impl Branches {
     ) -> Result<Created, ApiError> {
         check_branch_name(&request.name)?;
         let project = self.project(project_id)?;
-        let source = self.branch(&project, request.source_branch.as_deref().unwrap_or(""))?;
         let at = request.at.as_deref().map(|text| at::parse(text, Timestamp::now())).transpose()?;
         let _changing = self.changing.lock().await;
+        let source = self.branch(&project, request.source_branch.as_deref().unwrap_or(""))?;
         let exists = self.store.branch(&project.id, &request.name).map_err(ApiError::internal)?;
         if let Some(existing) = exists {
             if request.if_not_exists && !existing.deleting {
@@ -189,9 +217,10 @@ impl Branches {
         let requested_lsn = match at {
             None => barrier,
             Some(At::Time(time)) => {
-                let found = self.peers.lsn_by_time(tenant, ancestor, time, barrier).await?;
+                self.peers.wait_ingested(tenant, ancestor, barrier).await?;
+                let found = self.peers.lsn_by_time(tenant, ancestor, time).await;
                 clock.done("find the LSN");
-                found.lsn
+                found.map_err(|error| self.outside_history(project, source, time, error))?
             }
             Some(At::Lsn(lsn)) if lsn > barrier => {
                 return Err(ApiError::invalid(
@@ -205,7 +234,9 @@ impl Branches {
             Some(At::Lsn(lsn)) => lsn,
         };
         let timeline = TimelineId(rand::random());
-        let detail = self.peers.fork(tenant, timeline, ancestor, requested_lsn).await?;
+        let detail = self.peers.fork(tenant, timeline, ancestor, requested_lsn).await;
+        let detail =
+            detail.map_err(|error| self.outside_history(project, source, requested_lsn, error))?;
         clock.done("ingest and fork");
         let parent = Some(source.name.clone());
         let branch = self
@@ -223,6 +254,32 @@ impl Branches {
             phases: clock.phases,
             unreadable_relations: detail.unreadable_relations,
         })
+    }
+
+    /// What the pageserver does not keep (any more) makes `at` a wrong answer of the user's: says where history begins.
+    fn outside_history(
+        &self,
+        project: &Project,
+        source: &Branch,
+        at: impl std::fmt::Display,
+        error: ApiError,
+    ) -> ApiError {
+        if error.code != "gone" {
+            return error;
+        }
+        let mut root = source.clone();
+        while let Some(parent) = &root.parent {
+            match self.recorded(project, parent) {
+                Ok(branch) => root = branch,
+                Err(error) => return error,
+            }
+        }
+        let Branch { branch_lsn, created_at, .. } = root;
+        let why = format!(
+            "{at} lies before the history of branch \"{}\", which begins at {branch_lsn} ({created_at})",
+            source.name
+        );
+        ApiError::invalid("at", why)
     }
 
     /// Branches with their states, the default one first, then by age.
@@ -279,12 +336,22 @@ impl Branches {
         }
     }
 
-    /// Deletes a branch for good: its compute, its timeline, its log, its name.
+    /// Deletes a branch for good: its compute, its timeline, its log, its name. Carries on where an earlier attempt
+    /// was cut short.
     pub async fn delete(&self, project_id: &str, name: &str) -> Result<(), ApiError> {
         let project = self.project(project_id)?;
         let _changing = self.changing.lock().await;
-        let mut branch = self.branch(&project, name)?;
-        if branch.name == project.default_branch {
+        let mut branch = self.recorded(&project, name)?;
+        if !branch.deleting {
+            self.check_deletable(&project, name)?;
+            branch.deleting = true;
+            self.store.put_branch(&project.id, &branch).map_err(ApiError::internal)?;
+        }
+        self.carry_out_delete(&project, &branch).await
+    }
+
+    fn check_deletable(&self, project: &Project, name: &str) -> Result<(), ApiError> {
+        if name == project.default_branch {
             return Err(ApiError::refused(format!("branch \"{name}\" is the default branch")));
         }
         let all = self.store.branches(&project.id).map_err(ApiError::internal)?;
@@ -297,15 +364,14 @@ impl Branches {
             let why = format!("branch \"{name}\" has branches of its own: {}", children.join(", "));
             return Err(ApiError::refused(why).hint("delete those first"));
         }
-        branch.deleting = true;
-        self.store.put_branch(&project.id, &branch).map_err(ApiError::internal)?;
-        self.carry_out_delete(&project, &branch).await
+        Ok(())
     }
 
     async fn carry_out_delete(&self, project: &Project, branch: &Branch) -> Result<(), ApiError> {
-        // The agent may not be up while we reconcile; it removes computes without a branch when it starts.
+        // An agent that is down removes computes without a branch when it starts; one that is up and refuses keeps
+        // the branch.
         match self.peers.remove_compute(project.tenant_id, branch.timeline_id).await {
-            Err(error) if error.code != "unavailable" && error.code != "not_found" => {
+            Err(error) if error.code != "unreachable" && error.code != "not_found" => {
                 return Err(error);
             }
             _ => {}
@@ -317,7 +383,7 @@ impl Branches {
     /// Starts the compute of a branch and waits until it takes connections. A stopped branch wakes again after.
     pub async fn start(&self, project_id: &str, name: &str) -> Result<BranchView, ApiError> {
         let project = self.project(project_id)?;
-        let branch = self.set_stopped(&project, name, false)?;
+        let branch = self.set_stopped(&project, name, false).await?;
         self.peers.start_compute(project.tenant_id, branch.timeline_id).await?;
         self.get(project_id, name).await
     }
@@ -325,17 +391,19 @@ impl Branches {
     /// Stops the compute of a branch. It stays down, connections included, until it is started.
     pub async fn stop(&self, project_id: &str, name: &str) -> Result<BranchView, ApiError> {
         let project = self.project(project_id)?;
-        let branch = self.set_stopped(&project, name, true)?;
+        let branch = self.set_stopped(&project, name, true).await?;
         self.peers.stop_compute(project.tenant_id, branch.timeline_id).await?;
         self.get(project_id, name).await
     }
 
-    fn set_stopped(
+    /// Records the intention. The agent is asked afterwards: it may take long, and asks us for the branch.
+    async fn set_stopped(
         &self,
         project: &Project,
         name: &str,
         stopped: bool,
     ) -> Result<Branch, ApiError> {
+        let _changing = self.changing.lock().await;
         let mut branch = self.branch(project, name)?;
         if branch.stopped != stopped {
             branch.stopped = stopped;

@@ -42,8 +42,9 @@ impl ApiError {
         ApiError::new("refused", message)
     }
 
-    pub fn unavailable(message: impl Into<String>) -> ApiError {
-        ApiError::new("unavailable", message)
+    /// A peer that cannot be asked at all, as opposed to one that answers "unavailable".
+    pub fn unreachable(message: impl Into<String>) -> ApiError {
+        ApiError::new("unreachable", message)
     }
 
     pub fn internal(error: impl std::fmt::Display) -> ApiError {
@@ -54,6 +55,11 @@ impl ApiError {
         ApiError { hint: Some(hint.into()), ..self }
     }
 
+    /// True when the same call may succeed later without anybody doing anything: a peer is down, or coming up.
+    pub fn is_passing(&self) -> bool {
+        self.status() == StatusCode::SERVICE_UNAVAILABLE
+    }
+
     fn status(&self) -> StatusCode {
         match self.code.as_str() {
             "invalid" => StatusCode::BAD_REQUEST,
@@ -61,8 +67,8 @@ impl ApiError {
             "conflict" => StatusCode::CONFLICT,
             "refused" => StatusCode::FORBIDDEN,
             "gone" => StatusCode::GONE,
-            "timeout" => StatusCode::GATEWAY_TIMEOUT,
-            "unavailable" => StatusCode::SERVICE_UNAVAILABLE,
+            "timeout" | "not_yet" => StatusCode::GATEWAY_TIMEOUT,
+            "unreachable" | "unavailable" | "busy" | "shutdown" => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

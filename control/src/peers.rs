@@ -1,6 +1,6 @@
 //! The admin APIs of the pageserver, the safekeeper and the agent, as control uses them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use reqwest::{Method, StatusCode};
@@ -12,6 +12,9 @@ use crate::{ControlOptions, error::ApiError};
 
 /// The longest any call to a peer may take: starting a compute fetches its pages.
 const CALL_LIMIT: Duration = Duration::from_secs(600);
+/// How long the pageserver may be behind the log before a question about its end is given up.
+const INGEST_LIMIT: Duration = Duration::from_secs(10);
+const INGEST_POLL: Duration = Duration::from_millis(5);
 
 /// The peers of control.
 pub struct Peers {
@@ -29,7 +32,8 @@ pub struct TimelineDetail {
     /// Where the timeline begins: its fork LSN, or the end of the import.
     pub start_lsn: Lsn,
     pub last_record_lsn: Lsn,
-    #[serde(default)]
+    /// Relations this version cannot read; told of a new timeline only.
+    #[serde(default, rename = "unhandled")]
     pub unreadable_relations: Vec<Value>,
 }
 
@@ -40,12 +44,6 @@ pub struct ComputeStatus {
     pub state: String,
     pub reason: Option<String>,
     pub pid: Option<i32>,
-}
-
-/// The answer to "which LSN is this moment".
-#[derive(Debug, Clone, Deserialize)]
-pub struct LsnByTime {
-    pub lsn: Lsn,
 }
 
 impl Peers {
@@ -70,11 +68,9 @@ impl Peers {
         if let Some(body) = body {
             request = request.json(&body);
         }
-        let unreachable =
-            |error: reqwest::Error| ApiError::unavailable(format!("{url}: {}", root_cause(&error)));
-        let response = request.send().await.map_err(unreachable)?;
+        let response = request.send().await.map_err(|error| no_answer(&url, &error))?;
         let status = response.status();
-        let bytes = response.bytes().await.map_err(unreachable)?;
+        let bytes = response.bytes().await.map_err(|error| no_answer(&url, &error))?;
         if status.is_success() {
             let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
             return serde_json::from_slice(bytes)
@@ -131,19 +127,40 @@ impl Peers {
         self.call(Method::GET, format!("{}/{id}", self.timelines(tenant)), None).await
     }
 
-    /// Waits until the pageserver has ingested `lsn`, then asks for the LSN of a moment (RFC 3339).
+    /// Returns once the pageserver has ingested `lsn`.
+    pub async fn wait_ingested(
+        &self,
+        tenant: TenantId,
+        id: TimelineId,
+        lsn: Lsn,
+    ) -> Result<(), ApiError> {
+        let deadline = Instant::now() + INGEST_LIMIT;
+        loop {
+            let reached = self.timeline(tenant, id).await?.last_record_lsn;
+            if reached >= lsn {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let why = format!("the pageserver is at {reached} and did not get to {lsn} in time");
+                return Err(ApiError::new("timeout", why));
+            }
+            tokio::time::sleep(INGEST_POLL).await;
+        }
+    }
+
+    /// The LSN of a moment, as far as the pageserver has ingested the timeline.
     pub async fn lsn_by_time(
         &self,
         tenant: TenantId,
         id: TimelineId,
         time: jiff::Timestamp,
-        ingested: Lsn,
-    ) -> Result<LsnByTime, ApiError> {
-        let url = format!(
-            "{}/{id}/lsn_by_timestamp?timestamp={time}&wait_lsn={ingested}",
-            self.timelines(tenant)
-        );
-        self.call(Method::GET, url, None).await
+    ) -> Result<Lsn, ApiError> {
+        #[derive(Deserialize)]
+        struct LsnByTime {
+            lsn: Lsn,
+        }
+        let url = format!("{}/{id}/lsn_by_timestamp?timestamp={time}", self.timelines(tenant));
+        Ok(self.call::<LsnByTime>(Method::GET, url, None).await?.lsn)
     }
 
     /// Deletes a timeline at the pageserver and the safekeeper; what is gone already is fine.
@@ -195,6 +212,14 @@ impl Peers {
 
     pub async fn computes(&self) -> Result<Vec<ComputeStatus>, ApiError> {
         self.call(Method::GET, format!("{}/v1/computes", self.agent), None).await
+    }
+}
+
+/// A peer that is down is told from one that is there and takes too long: only the first has lost what it was doing.
+fn no_answer(url: &str, error: &reqwest::Error) -> ApiError {
+    match error.is_timeout() {
+        true => ApiError::new("timeout", format!("{url}: no answer within {CALL_LIMIT:?}")),
+        false => ApiError::unreachable(format!("{url}: {}", root_cause(error))),
     }
 }
 

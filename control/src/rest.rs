@@ -1,6 +1,6 @@
 //! The REST API: paths to [`Branches`], nothing more.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -61,6 +61,13 @@ fn data_error(text: &str) -> ApiError {
     }
 }
 
+/// Runs a change to its end, also when the client that asked for it goes away.
+async fn to_the_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::spawn(change).await.map_err(ApiError::internal)?
+}
+
 async fn version() -> Json<Value> {
     Json(json!({"version": env!("CARGO_PKG_VERSION")}))
 }
@@ -93,9 +100,7 @@ async fn create(
     Path(project): Path<String>,
     Body(request): Body<CreateBranch>,
 ) -> Result<(StatusCode, Json<Created>), ApiError> {
-    // A client that goes away does not cut a creation in half.
-    let made = tokio::spawn(async move { branches.create(&project, request).await });
-    let made = made.await.map_err(ApiError::internal)??;
+    let made = to_the_end(async move { branches.create(&project, request).await }).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
@@ -110,8 +115,7 @@ async fn delete(
     State(branches): App,
     Path((project, name)): Path<(String, String)>,
 ) -> Answer<Value> {
-    let done = tokio::spawn(async move { branches.delete(&project, &name).await });
-    done.await.map_err(ApiError::internal)??;
+    to_the_end(async move { branches.delete(&project, &name).await }).await?;
     Ok(Json(json!({})))
 }
 
@@ -119,14 +123,14 @@ async fn start(
     State(branches): App,
     Path((project, name)): Path<(String, String)>,
 ) -> Answer<BranchView> {
-    branches.start(&project, &name).await.map(Json)
+    to_the_end(async move { branches.start(&project, &name).await }).await.map(Json)
 }
 
 async fn stop(
     State(branches): App,
     Path((project, name)): Path<(String, String)>,
 ) -> Answer<BranchView> {
-    branches.stop(&project, &name).await.map(Json)
+    to_the_end(async move { branches.stop(&project, &name).await }).await.map(Json)
 }
 
 async fn connection(

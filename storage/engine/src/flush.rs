@@ -73,7 +73,7 @@ impl Timeline {
         if file.is_some() || end_lsn > manifest.disk_consistent_lsn {
             self.save_manifest(manifest, file.as_deref(), end_lsn)?;
             if phase == Phase::Live {
-                
+                self.tenant()?.note_flushed(self)?;
             }
         }
         self.change_layers(|layers| layers.with_flushed(frozen, file.clone()));
