@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use crate::{
     agent::Agent,
     compute::{log::ComputeLog, reap, record::RunRecord, supervise::Postmaster},
-    proposer::Session,
+    proposer::{Log, Session},
     standby,
 };
 
@@ -36,7 +36,7 @@ impl Agent {
         let mut record = RunRecord::load(branch_dir)?;
         let data_dir = record.run_dir().join("pgdata");
         let postmaster = Postmaster::adopt(branch_dir, &data_dir)?.context("its postmaster is dead")?;
-        let session = Session::elect(record.log(), &self.safekeepers()).await?;
+        let session = Session::elect(Log { identity: record.log(), pg_ancestors: Vec::new() }, &self.safekeepers()).await?;
         let last = session.election.donor_last_log_term;
         ensure!(record.wrote_in(last), "term {last} of the log was written by another compute");
         record.add(session.election.term);

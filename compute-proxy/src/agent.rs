@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::Context;
 use parking_lot::Mutex;
+use treering_consensus::{PgAncestor, TimelineIdentity};
 use treering_types::{ErrorKind, Lsn, TenantId, Term, TimelineId};
 
 use crate::{
@@ -31,7 +32,7 @@ use crate::{
     error::AgentError,
     gate,
     peers::{self, Peers},
-    proposer::{LogIdentity, Session},
+    proposer::{Log, Session},
     standby,
     wake::BranchName,
 };
@@ -136,14 +137,18 @@ impl Agent {
         Ok(sealed)
     }
 
-    fn log_of(&self, endpoint: &Endpoint, facts: &peers::Timeline) -> LogIdentity {
-        LogIdentity {
-            tenant: endpoint.tenant,
-            timeline: endpoint.timeline,
-            system_id: facts.system_id,
-            pg_major: facts.pg_version,
-            pg_tli: facts.pg_tli,
-            start_lsn: facts.start_lsn,
+    fn log_of(&self, endpoint: &Endpoint, facts: &peers::Timeline) -> Log {
+        let ancestor = |&(pg_tli, switch_lsn): &(u32, Lsn)| PgAncestor { pg_tli, switch_lsn };
+        Log {
+            identity: TimelineIdentity {
+                tenant: endpoint.tenant,
+                timeline: endpoint.timeline,
+                system_id: facts.system_id,
+                pg_major: facts.pg_version,
+                pg_tli: facts.pg_tli,
+                start_lsn: facts.start_lsn,
+            },
+            pg_ancestors: facts.pg_ancestors.iter().map(ancestor).collect(),
         }
     }
 
@@ -270,7 +275,7 @@ impl Agent {
         session.append(from, synthetic.bytes.clone().into()).await?;
         session.wait_for(synthetic.end).await?;
         session.set_wal_dir(data_dir.join("pg_wal"));
-        let record = (self.log_of(endpoint, timeline), session.election.term);
+        let record = (self.log_of(endpoint, timeline).identity, session.election.term);
         let (postmaster, log, socket_dir) = self.launch(endpoint, &facts, record, data_dir, owner)?;
         endpoint.show("starting", None, Some(postmaster.pid()));
         let run_dir = data_dir.parent().context("the data directory has a parent")?.to_owned();
@@ -299,7 +304,7 @@ impl Agent {
         &self,
         endpoint: &Endpoint,
         facts: &StartFacts,
-        (log, term): (LogIdentity, Term),
+        (log, term): (TimelineIdentity, Term),
         data_dir: &Path,
         owner: Option<Owner>,
     ) -> Result<(Postmaster, ComputeLog, PathBuf), AgentError> {

@@ -35,6 +35,8 @@ pub struct Branch {
 pub struct Timeline {
     pub ancestor_timeline_id: Option<TimelineId>,
     pub pg_tli: u32,
+    /// Earlier Postgres timelines, oldest first, each with the LSN where history leaves it.
+    pub pg_ancestors: Vec<(u32, Lsn)>,
     pub pg_version: u32,
     /// 64 bits do not survive every JSON reader, so it travels as text.
     #[serde(deserialize_with = "number_in_text")]

@@ -18,14 +18,20 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use treering_consensus::{
-    AcceptorMessage, Action, Election, Proposer, ProposerConfig, ProposerId, ProposerMessage, TimelineIdentity,
+    AcceptorMessage, Action, Election, PgAncestor, Proposer, ProposerConfig, ProposerId, ProposerMessage, TimelineIdentity,
     WalSource, codec::Message,
 };
 use treering_types::{ErrorKind, Lsn, NodeId};
 
 use crate::error::AgentError;
 
-pub use treering_consensus::TimelineIdentity as LogIdentity;
+/// Whose log is written, and what a safekeeper must know to serve it to stock standbys.
+#[derive(Debug, Clone)]
+pub struct Log {
+    pub identity: TimelineIdentity,
+    /// For the history file; counts only when the log is created.
+    pub pg_ancestors: Vec<PgAncestor>,
+}
 
 /// Log kept in memory for members that fell behind; more is read from the compute's own `pg_wal`.
 const WINDOW_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -57,14 +63,15 @@ impl Session {
     /// # Errors
     /// `Unavailable` when no majority answers in time, `Fenced` when another proposer was elected meanwhile, and what
     /// a member refused with.
-    pub async fn elect(timeline: TimelineIdentity, members: &[String]) -> Result<Session, AgentError> {
+    pub async fn elect(log: Log, members: &[String]) -> Result<Session, AgentError> {
         let nodes: Vec<NodeId> = (1..=members.len() as u64).map(NodeId).collect();
         let proposer = Proposer::new(ProposerConfig {
             proposer: ProposerId(rand::random()),
             members: nodes.clone(),
-            timeline,
+            timeline: log.identity,
             window_bytes_max: WINDOW_BYTES_MAX,
-        });
+        })
+        .with_pg_ancestors(log.pg_ancestors);
         let (events_in, events) = mpsc::channel(256);
         let (appends, appends_out) = mpsc::channel(APPEND_QUEUE);
         let (commit_in, commit) = watch::channel(Lsn::INVALID);

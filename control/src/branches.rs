@@ -463,6 +463,11 @@ fn resolved(project: Project, branch: Branch) -> Resolved {
     }
 }
 
+fn no_branch(name: &str) -> ApiError {
+    ApiError::not_found(format!("there is no branch \"{name}\""))
+        .hint("`treering branch list` shows the branches there are")
+}
+
 /// A password no one has to escape: 24 letters and digits.
 fn new_password() -> String {
     use rand::{Rng, distr::Alphanumeric};

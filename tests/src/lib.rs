@@ -91,7 +91,8 @@ impl Treering {
             if let Some(status) = up.try_wait().expect("wait") {
                 panic!("treering up ended: {status}\n{}", fs::read_to_string(&log).unwrap_or_default());
             }
-            serde_json::from_slice(&fs::read(&path).ok()?).ok()
+            let running: Value = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+            (running["ready"] == true).then_some(running)
         });
     }
 

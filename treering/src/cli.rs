@@ -99,7 +99,11 @@ pub enum Command {
     /// Show the main job on a throw-away data directory: load, branch, diverge, travel back, survive a kill.
     Demo(commands::demo::DemoArgs),
     /// Check prerequisites, services, and relations that cannot be read.
-    Doctor,
+    Doctor {
+        /// Directory of the Postgres programs [default: /usr/lib/postgresql/15/bin, then PATH].
+        #[arg(long, env = "TREERING_PG_BIN_DIR")]
+        pg_bin_dir: Option<PathBuf>,
+    },
     /// One service alone (what `up` runs).
     #[command(subcommand, hide = true)]
     Service(service::ServiceCommand),
@@ -169,7 +173,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Psql { branch, arguments } => commands::connect::psql(&place, branch, arguments),
         Command::Logs { branch, follow } => commands::logs::run(&place, branch, follow),
         Command::Demo(arguments) => commands::demo::run(arguments),
-        Command::Doctor => commands::doctor::run(&place),
+        Command::Doctor { pg_bin_dir } => commands::doctor::run(&place, pg_bin_dir.as_deref()),
         Command::Service(command) => service::run(command),
     }
 }

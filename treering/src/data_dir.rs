@@ -2,7 +2,8 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -12,11 +13,16 @@ use serde::{Deserialize, Serialize};
 
 /// The format this version writes. A directory of a higher one is refused.
 const FORMAT: u32 = 1;
+/// What each service owns, and who else may pass through: computes run as users of their own, below the agent.
+const SERVICE_DIRS: [(&str, u32); 4] =
+    [("control", 0o700), ("pageserver", 0o700), ("safekeeper", 0o700), ("agent", 0o711)];
 
 /// How to reach a running `treering up`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Running {
     pub pid: u32,
+    /// The default branch has answered. Before that the addresses are known, and some do not answer yet.
+    pub ready: bool,
     pub control_http: String,
     pub pageserver_http: String,
     pub safekeeper_http: String,
@@ -45,11 +51,25 @@ impl DataDir {
         self.0.join(name)
     }
 
-    /// Creates the directory if need be, checks its format and locks it for this process.
+    /// True questions only: what [`claim`](Self::claim) would refuse, refused before anything is written.
     ///
     /// # Errors
     /// A newer format; another `treering up` on it; a directory that holds something else.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.check_format()?;
+        match File::open(self.file("lock")) {
+            Ok(lock) => self.lock(&lock),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("open {}/lock", self.0.display())),
+        }
+    }
+
+    /// Creates the directory with all it needs and locks it for this process, for as long as the answer lives.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check); a directory that cannot be created.
     pub fn claim(&self) -> anyhow::Result<File> {
+        self.check_format()?;
         let path = self.0.display();
         // Others may pass through (each compute runs as a user of its own) but not list.
         fs::DirBuilder::new()
@@ -57,26 +77,53 @@ impl DataDir {
             .mode(0o711)
             .create(&self.0)
             .with_context(|| format!("create {path}"))?;
-        self.check_format()?;
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
             .open(self.file("lock"))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            bail!("another `treering up` is running on {path}");
-        }
+        self.lock(&lock)?;
         if !self.file("format").exists() {
             fs::write(self.file("format"), format!("treering {FORMAT}\n"))?;
         }
+        for (name, mode) in SERVICE_DIRS {
+            self.create_service_dir(name, mode).with_context(|| format!("create {path}/{name}"))?;
+        }
         Ok(lock)
+    }
+
+    fn lock(&self, lock: &File) -> anyhow::Result<()> {
+        if flock(lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            bail!("another `treering up` is running on {}", self.0.display());
+        }
+        Ok(())
+    }
+
+    fn create_service_dir(&self, name: &str, mode: u32) -> io::Result<()> {
+        let dir = self.service_dir(name);
+        match fs::DirBuilder::new().mode(mode).create(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        // Whatever the umask, and whoever created it.
+        fs::set_permissions(dir, fs::Permissions::from_mode(mode))
+    }
+
+    /// What the service `name` owns.
+    pub fn service_dir(&self, name: &str) -> PathBuf {
+        self.file(name)
+    }
+
+    pub fn service_log(&self, name: &str) -> PathBuf {
+        self.file(&format!("{name}.log"))
     }
 
     fn check_format(&self) -> anyhow::Result<()> {
         let path = self.0.display();
         let text = match fs::read_to_string(self.file("format")) {
             Ok(text) => text,
+            Err(_) if !self.0.exists() => return Ok(()),
             Err(_) if fs::read_dir(&self.0)?.all(|e| e.is_ok_and(|e| e.file_name() == "lock")) => {
                 return Ok(());
             }
@@ -100,7 +147,9 @@ impl DataDir {
     pub fn publish(&self, running: &Running) -> anyhow::Result<()> {
         let path = self.file("running.json");
         let fresh = self.file("running.json.new");
-        fs::write(&fresh, serde_json::to_vec_pretty(running)?)?;
+        let mut file =
+            OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
+        file.write_all(&serde_json::to_vec_pretty(running)?)?;
         Ok(fs::rename(fresh, path)?)
     }
 

@@ -20,7 +20,7 @@ pub fn code_of(result: anyhow::Result<()>) -> ExitCode {
         "not_found" => 3,
         "conflict" => 4,
         "refused" => 5,
-        "timeout" => 6,
+        "timeout" | "not_yet" => 6,
         _ => 1,
     })
 }

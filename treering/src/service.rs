@@ -4,6 +4,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use anyhow::ensure;
 use clap::Subcommand;
 use rustix::process::Signal;
 use serde_json::json;
@@ -13,7 +14,8 @@ use treering_types::NodeId;
 
 use crate::cli::loopback;
 
-/// Set by `up` in the environment of the services it starts: they leave Ctrl-C to it, and end when it does.
+/// Set by `up` to its process id in the environment of the services it starts: they leave Ctrl-C and a closed
+/// terminal to it, and end when it does.
 pub const SUPERVISED: &str = "TREERING_SUPERVISED";
 
 #[derive(Debug, Subcommand)]
@@ -98,10 +100,11 @@ pub fn run(command: ServiceCommand) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    let supervised = std::env::var_os(SUPERVISED).is_some();
-    if supervised {
-        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+    let supervisor = std::env::var(SUPERVISED).ok();
+    if let Some(pid) = &supervisor {
+        end_with(pid)?;
     }
+    let supervised = supervisor.is_some();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
@@ -113,13 +116,23 @@ pub fn run(command: ServiceCommand) -> anyhow::Result<()> {
     result
 }
 
+/// Has the kernel tell us when `up` ends. It may have ended before we asked: then somebody else is our parent.
+fn end_with(supervisor: &str) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+    let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().to_string());
+    ensure!(parent.as_deref() == Some(supervisor), "the `treering up` that started this has ended");
+    Ok(())
+}
+
 async fn cancel_on_signal(stop: CancellationToken, supervised: bool) -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => if !supervised { break },
+            _ = hangup.recv() => if !supervised { break },
         }
     }
     stop.cancel();

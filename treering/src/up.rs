@@ -1,45 +1,51 @@
 //! `treering up`: every service as a child process of ours, in the foreground.
 //!
 //! One process per service, so that any of them may die without the others: a service that ends unasked is started
-//! again at the same address. Ctrl-C stops the agent first (which stops the computes while the log still
-//! accepts their last WAL), then the rest; within [`STOP_LIMIT`] nothing is left, whatever state it was in.
+//! again at the same address. Ctrl-C, SIGTERM and a closed terminal stop the agent first (which stops the computes
+//! while the log still accepts their last WAL), then the rest, then whatever Postgres a killed agent left behind;
+//! within ten seconds nothing is left, whatever state it was in.
+
+mod keeper;
+mod plan;
 
 use std::{
-    fs::OpenOptions,
-    net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
-    process::Stdio,
+    fmt::Display,
+    future::Future,
+    io::Write,
+    net::SocketAddr,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
 use clap::Args;
-use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
     signal::unix::{SignalKind, signal},
+    time::{Instant as Deadline, timeout},
 };
-use tokio_util::sync::CancellationToken;
-use treering_control::model::Connection;
+use treering_compute_proxy::compute::reap;
+use treering_control::model::{BranchView, Connection, ROOT_BRANCH};
 
 use crate::{
     client::Client,
     data_dir::{DataDir, Running},
-    service::SUPERVISED,
 };
+use keeper::Keeper;
+use plan::Plan;
 
-/// From the signal to the end of the last process.
-const STOP_LIMIT: Duration = Duration::from_millis(9_000);
-/// How long computes may take for an orderly end before everything else is stopped.
-const AGENT_STOP_LIMIT: Duration = Duration::from_millis(7_000);
-/// A service that ends again sooner than this is started with growing pauses.
-const HEALTHY_AFTER: Duration = Duration::from_secs(10);
-const RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// From the signal: how long the agent may take, and with it the computes for an orderly end.
+const AGENT_STOP_LIMIT: Duration = Duration::from_millis(6_500);
+/// From the signal: how long the other services may take.
+const STOP_LIMIT: Duration = Duration::from_millis(8_000);
+/// For computes that a killed agent left behind. They lose nothing: what was acknowledged is in the log.
+const REAP_LIMIT: Duration = Duration::from_millis(1_000);
+/// From the start to the first `SELECT 1`, the making of the cluster included.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Args)]
 pub struct UpArgs {
-    /// Address and port for clients.
+    /// Address for clients; port 0 lets the system choose.
     #[arg(long, default_value = "127.0.0.1:54320", env = "TREERING_LISTEN")]
     listen: SocketAddr,
     /// Address of the REST API; port 0 lets the system choose.
@@ -50,289 +56,119 @@ pub struct UpArgs {
     pg_bin_dir: Option<PathBuf>,
 }
 
-/// Runs until Ctrl-C or SIGTERM.
+/// Runs until Ctrl-C, SIGTERM or SIGHUP. Whatever it refuses is refused before anything is written.
 pub fn run(data_dir: &DataDir, arguments: UpArgs) -> anyhow::Result<()> {
     let postgres = treering_compute_proxy::find_postgres(arguments.pg_bin_dir.as_deref())?;
-    let _lock = data_dir.claim()?;
+    data_dir.check()?;
     let plan = Plan::new(data_dir, &arguments)?;
-    eprintln!("Treering on {} with {}", data_dir.0.display(), postgres.display());
+    let _lock = data_dir.claim()?;
+    say(format_args!("Treering on {} with {}", data_dir.0.display(), postgres.display()));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(supervise(data_dir, plan));
     data_dir.withdraw();
+    // A request that nobody answers any more does not hold us.
+    runtime.shutdown_background();
     result
 }
 
-/// A service and the command line that starts it.
-struct Service {
-    name: &'static str,
-    arguments: Vec<String>,
-    log: PathBuf,
-}
-
-/// Addresses chosen once, so that a restarted service is found where it was.
-struct Plan {
-    services: Vec<Service>,
-    running: Running,
-}
-
-impl Plan {
-    fn new(data_dir: &DataDir, arguments: &UpArgs) -> anyhow::Result<Plan> {
-        check_free(arguments.listen, "for clients")?;
-        let control = match arguments.listen_http.port() {
-            0 => free_port()?,
-            _ => arguments.listen_http,
-        };
-        check_free(control, "for the REST API")?;
-        let [wal, safekeeper_pg, safekeeper_http, pageserver_pg, pageserver_http, agent_http] =
-            [free_port()?, free_port()?, free_port()?, free_port()?, free_port()?, free_port()?];
-        let http = |at: SocketAddr| format!("http://{at}");
-        let running = Running {
-            pid: std::process::id(),
-            control_http: http(control),
-            pageserver_http: http(pageserver_http),
-            safekeeper_http: http(safekeeper_http),
-            agent_http: http(agent_http),
-            pageserver_pg: pageserver_pg.to_string(),
-            safekeeper_pg: safekeeper_pg.to_string(),
-            client_address: arguments.listen.to_string(),
-        };
-        let mut plan = Plan { services: Vec::new(), running };
-        let r = plan.running.clone();
-        let bin = arguments.pg_bin_dir.as_ref().map(|dir| dir.display().to_string());
-        let bin = bin.map(|dir| vec![("--pg-bin-dir", dir)]).unwrap_or_default();
-        let text = |at: SocketAddr| at.to_string();
-        plan.add(
-            data_dir,
-            "safekeeper",
-            vec![
-                ("--listen-wal", text(wal)),
-                ("--listen-pg", text(safekeeper_pg)),
-                ("--listen-http", text(safekeeper_http)),
-            ],
-        )?;
-        let mut pageserver = vec![
-            ("--listen-pg", text(pageserver_pg)),
-            ("--listen-http", text(pageserver_http)),
-            ("--safekeeper-http", r.safekeeper_http.clone()),
-            ("--safekeeper-pg", r.safekeeper_pg.clone()),
-        ];
-        pageserver.extend(bin.clone());
-        plan.add(data_dir, "pageserver", pageserver)?;
-        let mut agent = vec![
-            ("--listen-clients", r.client_address.clone()),
-            ("--listen-http", text(agent_http)),
-            ("--control-http", r.control_http.clone()),
-            ("--pageserver-http", r.pageserver_http.clone()),
-            ("--pageserver-pg", r.pageserver_pg.clone()),
-            ("--safekeeper-http", r.safekeeper_http.clone()),
-            ("--safekeeper-wal", text(wal)),
-        ];
-        agent.extend(bin);
-        plan.add(data_dir, "agent", agent)?;
-        plan.add(
-            data_dir,
-            "control",
-            vec![
-                ("--listen-http", text(control)),
-                ("--pageserver-http", r.pageserver_http),
-                ("--safekeeper-http", r.safekeeper_http),
-                ("--agent-http", r.agent_http),
-                ("--client-address", r.client_address),
-            ],
-        )?;
-        Ok(plan)
-    }
-
-    fn add(
-        &mut self,
-        data_dir: &DataDir,
-        name: &'static str,
-        options: Vec<(&str, String)>,
-    ) -> anyhow::Result<()> {
-        let own = data_dir.0.join(name);
-        std::fs::create_dir_all(&own).with_context(|| format!("create {}", own.display()))?;
-        let mut arguments = vec!["service".to_owned(), name.to_owned()];
-        arguments.extend(["--data-dir".to_owned(), own.display().to_string()]);
-        for (option, value) in options {
-            arguments.extend([option.to_owned(), value]);
-        }
-        self.services.push(Service {
-            name,
-            arguments,
-            log: data_dir.0.join(format!("{name}.log")),
-        });
-        Ok(())
-    }
-}
-
-fn check_free(at: SocketAddr, what: &str) -> anyhow::Result<()> {
-    TcpListener::bind(at).map(drop).with_context(|| format!("{at} {what} cannot be used"))
-}
-
-pub fn free_port() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind(crate::cli::loopback())?.local_addr()?)
+/// To the terminal, which may be gone: that is no reason to leave services behind.
+fn say(what: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{what}");
 }
 
 async fn supervise(data_dir: &DataDir, plan: Plan) -> anyhow::Result<()> {
-    let (mut interrupt, mut terminate) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let asked = async move {
-        tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+    let asked = asked_to_stop()?;
+    let keepers: Vec<_> = plan.services.into_iter().map(Keeper::begin).collect();
+    let result = tokio::select! {
+        () = asked => Ok(()),
+        failed = serve(data_dir, plan.running) => failed,
     };
-    let stop = CancellationToken::new();
-    let keepers: Vec<_> = plan
-        .services
-        .into_iter()
-        .map(|service| {
-            let stop = stop.child_token();
-            (service.name, stop.clone(), tokio::spawn(keep(service, stop)))
-        })
-        .collect();
-    let failure = tokio::select! {
-        () = asked => None,
-        done = serve_until_failure(data_dir, &plan.running) => done.err(),
-    };
-    eprintln!("stopping");
-    let deadline = tokio::time::Instant::now() + STOP_LIMIT;
-    // Agent first, and the others only when it is done: computes end while their WAL is still accepted.
-    for order in ["agent", ""] {
-        let limit = if order == "agent" {
-            tokio::time::Instant::now() + AGENT_STOP_LIMIT
-        } else {
-            deadline
-        };
-        let chosen =
-            || keepers.iter().filter(|(name, ..)| (*name == "agent") == (order == "agent"));
-        chosen().for_each(|(_, stop, _)| stop.cancel());
-        for (_, _, keeper) in chosen() {
-            while !keeper.is_finished() && tokio::time::Instant::now() < limit {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        }
-    }
-    // Dropping a keeper's child kills it (`kill_on_drop`).
-    keepers.iter().for_each(|(_, _, keeper)| keeper.abort());
-    for (_, _, keeper) in keepers {
-        let _ = keeper.await;
-    }
-    failure.map_or(Ok(()), Err)
+    say("stopping");
+    let began = Deadline::now();
+    let (agent, others): (Vec<_>, _) = keepers.into_iter().partition(|k| k.name == "agent");
+    keeper::end(agent, began + AGENT_STOP_LIMIT).await;
+    keeper::end(others, began + STOP_LIMIT).await;
+    reap_computes(data_dir).await;
+    result
 }
 
-/// Waits for the first `SELECT 1`, says so, and then waits for ever.
-async fn serve_until_failure(data_dir: &DataDir, running: &Running) -> anyhow::Result<()> {
+fn asked_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    })
+}
+
+/// An agent that ended in order left none.
+async fn reap_computes(data_dir: &DataDir) {
+    let computes = data_dir.service_dir("agent").join("computes");
+    let reaped = tokio::task::spawn_blocking(move || reap::kill_all_below(&computes));
+    match timeout(REAP_LIMIT, reaped).await {
+        Ok(Ok(Ok(_))) => {}
+        Ok(Ok(Err(error))) => say(format_args!("a Postgres process may be left: {error}")),
+        Ok(Err(_)) | Err(_) => say("a Postgres process may be left: killing it takes too long"),
+    }
+}
+
+/// Waits for the first `SELECT 1`, says so, and then waits for ever: returns only failures.
+async fn serve(data_dir: &DataDir, mut running: Running) -> anyhow::Result<()> {
     let began = Instant::now();
-    let control = running.control_http.clone();
-    let connection = first_connection(control).await?;
-    select_one(&connection).await?;
-    data_dir.publish(running)?;
-    eprintln!("ready after {:.1} s; Ctrl-C stops it", began.elapsed().as_secs_f64());
-    eprintln!("  connect:  psql \"{}\"", connection.uri.replace(&connection.password, "********"));
-    eprintln!("  branch:   treering branch create dev");
+    data_dir.publish(&running)?;
+    let connection = first_answer(&running.control_http).await?;
+    running.ready = true;
+    data_dir.publish(&running)?;
+    say(format_args!("ready after {:.1} s; Ctrl-C stops it", began.elapsed().as_secs_f64()));
+    let uri = connection.uri.replace(&connection.password, "********");
+    say(format_args!("  connect:  psql \"{uri}\""));
+    say("  branch:   treering branch create dev");
     std::future::pending().await
 }
 
-async fn first_connection(control: String) -> anyhow::Result<Connection> {
-    loop {
-        let control = control.clone();
-        let asked = tokio::task::spawn_blocking(move || {
-            Client::new(&control)?.get::<Connection>("/branches/main/connection")
-        });
-        if let Ok(connection) = asked.await? {
-            return Ok(connection);
+/// Brings the default branch up, whether it was stopped or not, and asks it `SELECT 1`. Tries again while services
+/// come up.
+async fn first_answer(control: &str) -> anyhow::Result<Connection> {
+    let mut last_failure = None;
+    let tries = async {
+        loop {
+            match try_once(control).await {
+                Ok(connection) => return connection,
+                Err(error) => last_failure = Some(error),
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    if let Ok(connection) = timeout(READY_LIMIT, tries).await {
+        return Ok(connection);
     }
+    let why = last_failure.map_or_else(|| "no answer".to_owned(), |error| format!("{error:#}"));
+    bail!("the default branch does not answer within {READY_LIMIT:?}: {why}")
 }
 
-/// `SELECT 1` on the default branch, which starts its compute. Retried: services may still be coming up.
+async fn try_once(control: &str) -> anyhow::Result<Connection> {
+    let control = control.to_owned();
+    let connection = tokio::task::spawn_blocking(move || {
+        let client = Client::new(&control)?;
+        client.post::<BranchView>(&format!("/branches/{ROOT_BRANCH}/start"))?;
+        client.get::<Connection>(&format!("/branches/{ROOT_BRANCH}/connection"))
+    });
+    let connection = connection.await??;
+    select_one(&connection).await?;
+    Ok(connection)
+}
+
 async fn select_one(to: &Connection) -> anyhow::Result<()> {
     let mut config = tokio_postgres::Config::new();
     config.host(&to.host).port(to.port).user(&to.role).password(&to.password);
     config.dbname(&to.database).options(&to.options);
-    let deadline = Instant::now() + Duration::from_secs(120);
-    loop {
-        let attempt = async {
-            let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
-            let driver = tokio::spawn(connection);
-            let answer = client.simple_query("SELECT 1").await;
-            driver.abort();
-            answer
-        };
-        match attempt.await {
-            Ok(_) => return Ok(()),
-            Err(error) if Instant::now() > deadline => {
-                let why = error
-                    .as_db_error()
-                    .map_or_else(|| error.to_string(), |e| e.message().to_owned());
-                bail!("the default branch does not answer: {why}");
-            }
-            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
-        }
-    }
-}
-
-/// Keeps one service running until `stop`.
-async fn keep(service: Service, stop: CancellationToken) {
-    let mut pause = Duration::from_millis(100);
-    while !stop.is_cancelled() {
-        let began = Instant::now();
-        match run_once(&service, &stop).await {
-            Ok(None) => return,
-            Ok(Some(how)) => {
-                eprintln!("{} ended ({how}); see {}", service.name, service.log.display())
-            }
-            Err(error) => eprintln!("{} cannot be started: {error:#}", service.name),
-        }
-        pause =
-            if began.elapsed() > HEALTHY_AFTER { Duration::from_millis(100) } else { pause * 2 };
-        tokio::select! {
-            () = tokio::time::sleep(pause.min(RESTART_PAUSE_MAX)) => {}
-            () = stop.cancelled() => {}
-        }
-    }
-}
-
-/// Runs a service once: `None` when we stopped it, else how it ended.
-async fn run_once(service: &Service, stop: &CancellationToken) -> anyhow::Result<Option<String>> {
-    let mut child = start(service)?;
-    if let Some(stdout) = child.stdout.take() {
-        // The announcement; whatever else comes is read so that the pipe never fills.
-        tokio::spawn(async move {
-            let mut lines = BufReader::new(stdout).lines();
-            while let Ok(Some(_)) = lines.next_line().await {}
-        });
-    }
-    tokio::select! {
-        status = child.wait() => Ok(Some(status?.to_string())),
-        () = stop.cancelled() => {
-            terminate(&child);
-            child.wait().await?;
-            Ok(None)
-        }
-    }
-}
-
-fn start(service: &Service) -> anyhow::Result<Child> {
-    let log = OpenOptions::new().create(true).append(true).open(&service.log)?;
-    let program = own_program()?;
-    Command::new(program)
-        .args(&service.arguments)
-        .env(SUPERVISED, "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(log)
-        .kill_on_drop(true)
-        .spawn()
-        .context("start a service process")
-}
-
-/// This very program, even when its file has been replaced meanwhile.
-fn own_program() -> anyhow::Result<PathBuf> {
-    Ok(Path::new("/proc/self/exe").to_owned())
-}
-
-fn terminate(child: &Child) {
-    if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id as i32)) {
-        let _ = kill_process(pid, Signal::TERM);
-    }
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    let driver = tokio::spawn(connection);
+    let answer = client.simple_query("SELECT 1").await;
+    driver.abort();
+    answer.map(drop).context("SELECT 1")
 }

@@ -110,6 +110,9 @@ pub(super) async fn delete(
 #[serde(deny_unknown_fields)]
 pub(super) struct AskTimestamp {
     timestamp: Timestamp,
+    /// Answer only once this much was ingested: what is not ingested yet may be stamped before `timestamp`.
+    #[serde(default)]
+    wait_lsn: Lsn,
 }
 
 /// Where a time lies.
@@ -130,6 +133,7 @@ pub(super) async fn lsn_by_timestamp(
     let live = service.live(tenant, timeline)?;
     let time = views::pg_time(asked.timestamp);
     let timestamp = asked.timestamp;
+    live.wait_for(asked.wait_lsn, Duration::from_millis(WAIT_MS_DEFAULT)).await?;
     let found = service.blocking(move || find_lsn(&live, time)).await?;
     let (lsn, kind) = found;
     Ok(Json(LsnByTimestamp { lsn, kind, timestamp }))

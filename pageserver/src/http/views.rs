@@ -39,6 +39,8 @@ pub(super) struct TimelineView {
     ancestor_timeline_id: Option<TimelineId>,
     ancestor_lsn: Option<Lsn>,
     pg_tli: u32,
+    /// Earlier Postgres timelines, oldest first, each with the LSN where history leaves it.
+    pg_ancestors: Vec<(u32, Lsn)>,
     pg_version: u32,
     system_id: String,
     created_at: Option<Timestamp>,
@@ -75,6 +77,7 @@ impl From<&LiveTimeline> for TimelineView {
             ancestor_timeline_id: info.ancestor.map(|(ancestor, _)| ancestor),
             ancestor_lsn: info.ancestor.map(|(_, lsn)| lsn),
             pg_tli: info.pg_tli,
+            pg_ancestors: live.timeline.ancestry(),
             pg_version: info.pg_major.number(),
             system_id: info.system_id.to_string(),
             created_at: timestamp(info.created_at),

@@ -1,5 +1,8 @@
 //! Stock Postgres for tests: unpack a base backup, give it its first WAL, start it, talk to it.
 
+// Each test binary uses its part.
+#![allow(dead_code)]
+
 use std::{
     fs,
     io::Write,
@@ -29,13 +32,15 @@ use treering_types::{Lsn, TenantId, TimelineId, WAL_SEGMENT_SIZE};
 pub const BIN: &str = "/usr/lib/postgresql/15/bin";
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
+const HBA: &str = "local all all trust\nhost all,replication all 127.0.0.1/32 trust\n";
+
 pub const TENANT: TenantId = TenantId([7; 16]);
 pub const MAIN: TimelineId = TimelineId([1; 16]);
 
 /// A service without listeners and without a safekeeper, with a root timeline.
 pub async fn service(folder: &Path) -> (Arc<Service>, Arc<LiveTimeline>) {
     let mut options = PageserverOptions::new(folder, "http://127.0.0.1:1", "127.0.0.1:1");
-    options.engine = EngineOptions { ..EngineOptions::default() };
+    options.engine = EngineOptions { open_layer_bytes_max: 4 << 20, ..EngineOptions::default() };
     options.wait_lsn_max = Duration::from_millis(100);
     let service = Service::open(options, CancellationToken::new()).expect("open");
     service.create_tenant(TENANT, PgMajor::V15).await.expect("tenant");
@@ -55,7 +60,7 @@ pub async fn backup(service: &Arc<Service>, live: &Arc<LiveTimeline>, lsn: Lsn) 
     (archive, start)
 }
 
-fn description(archive: &[u8]) -> Start {
+pub fn description(archive: &[u8]) -> Start {
     let mut entries = tar::Archive::new(archive);
     let mut found = None;
     for entry in entries.entries().expect("tar") {
@@ -74,6 +79,7 @@ pub struct Server {
     folder: TempDir,
     child: Child,
     account: Option<(u32, u32)>,
+    port: u16,
 }
 
 /// `postgres`'s uid and gid when we are root.
@@ -99,12 +105,17 @@ fn give(path: &Path, (uid, gid): (u32, u32)) {
 impl Server {
     /// Unpacks `archive`, installs the synthetic checkpoint, starts.
     pub fn start(archive: &[u8], start: &Start, settings: &[&str]) -> Server {
+        Server::start_on(archive, start, 5432, settings)
+    }
+
+    /// The port also names the socket.
+    pub fn start_on(archive: &[u8], start: &Start, port: u16, settings: &[&str]) -> Server {
         let folder = tempfile::Builder::new().prefix("treering-pg-").tempdir().expect("folder");
         let data = folder.path().join("data");
         fs::create_dir(&data).expect("data");
         tar::Archive::new(archive).unpack(&data).expect("unpack");
         install_wal(&data, start);
-        fs::write(data.join("pg_hba.conf"), "local all all trust\nlocal replication all trust\n").expect("hba");
+        fs::write(data.join("pg_hba.conf"), HBA).expect("hba");
         fs::write(data.join("pg_ident.conf"), "").expect("ident");
         let account = account();
         Command::new("chmod").args(["-R", "go-rwx"]).arg(&data).status().expect("chmod");
@@ -126,7 +137,7 @@ impl Server {
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).current_dir(folder.path());
         let child = command.spawn().expect("postgres");
-        let mut server = Server { data, folder, child, account };
+        let mut server = Server { data, folder, child, account, port };
         server.wait_ready();
         server
     }
@@ -146,11 +157,13 @@ impl Server {
 
     fn psql(&self, database: &str, sql: &str) -> (bool, String) {
         let mut command = Command::new(format!("{BIN}/psql"));
-        command.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", database, "-h"]);
+        command.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", database, "-p"]);
+        command.arg(self.port.to_string()).arg("-h");
         command.arg(self.folder.path()).stdin(Stdio::piped());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("psql");
-        child.stdin.take().expect("stdin").write_all(sql.as_bytes()).expect("write");
+        // While there is no server yet it ends before it reads; its status says so.
+        let _ = child.stdin.take().expect("stdin").write_all(sql.as_bytes());
         let output = child.wait_with_output().expect("psql");
         let text = [&output.stdout[..], &output.stderr[..]].concat();
         (output.status.success(), String::from_utf8_lossy(&text).trim().to_owned())
@@ -170,10 +183,9 @@ impl Server {
         text
     }
 
-    #[allow(dead_code)]
     pub fn pgbench(&self, args: &[&str]) {
         let mut command = Command::new(format!("{BIN}/pgbench"));
-        command.args(["-U", "postgres", "-h"]).arg(self.folder.path()).args(args).arg("postgres");
+        command.args(["-U", "postgres", "-p", &self.port.to_string(), "-h"]).arg(self.folder.path()).args(args).arg("postgres");
         let output = command.output().expect("pgbench");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }

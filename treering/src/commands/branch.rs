@@ -14,7 +14,7 @@ use treering_control::{
 
 use crate::{
     cli::{BranchCommand, Place},
-    output::{Format, table},
+    output::table,
 };
 
 pub fn run(place: &Place, command: BranchCommand) -> anyhow::Result<()> {
@@ -24,9 +24,8 @@ pub fn run(place: &Place, command: BranchCommand) -> anyhow::Result<()> {
             let created: Created =
                 place.client()?.call(Method::POST, "/branches", Some(&request))?;
             for relation in &created.unreadable_relations {
-                eprintln!(
-                    "treering: warning: this version cannot read {relation} on the new branch"
-                );
+                let relation = unreadable(relation);
+                eprintln!("treering: warning: this version cannot read {relation}");
             }
             show.output.show(&created, created_text)
         }
@@ -94,6 +93,14 @@ fn is_not_found(error: &anyhow::Error) -> bool {
     error.downcast_ref::<ApiError>().is_some_and(|e| e.code == "not_found")
 }
 
+/// A relation as the pageserver names it, with the record that made it unreadable.
+pub fn unreadable(found: &Value) -> String {
+    let text = |name: &str| found[name].as_str().unwrap_or("?");
+    let info = found["info"].as_u64().unwrap_or_default();
+    let (relation, rmgr, lsn) = (text("relation"), text("resource_manager"), text("last_lsn"));
+    format!("relation {relation} (resource manager {rmgr}, info {info:#04x}, at {lsn})")
+}
+
 /// A branch name as part of a path: what cannot be a name is said to be none before anything is asked.
 pub fn segment(name: &str) -> Result<&str, ApiError> {
     treering_control::model::check_branch_name(name)?;
@@ -137,9 +144,4 @@ fn created_text(created: &Created) -> String {
     let when =
         created.requested_time.map(|t| format!(", the last moment before {t}")).unwrap_or_default();
     format!("branch {} of {parent} at {}{when} ({total:.1} ms)", b.name, b.branch_lsn)
-}
-
-/// What `status` and `list` share.
-pub fn show_list(branches: &Vec<BranchView>, output: Format) -> anyhow::Result<()> {
-    output.show(branches, |branches| branch_table(branches))
 }

@@ -1,13 +1,18 @@
 //! `doctor`: prerequisites, services, and what cannot be read.
 
+use std::path::Path;
+
 use anyhow::bail;
-use serde_json::Value;
 use treering_control::model::BranchView;
 
-use crate::{cli::Place, commands::status::fetch, output::print_line};
+use crate::{
+    cli::Place,
+    commands::{branch::unreadable, status::fetch},
+    output::print_line,
+};
 
 /// Prints one line per check; fails when one does.
-pub fn run(place: &Place) -> anyhow::Result<()> {
+pub fn run(place: &Place, pg_bin_dir: Option<&Path>) -> anyhow::Result<()> {
     let mut failed = 0;
     let mut check = |name: &str, result: anyhow::Result<String>| {
         let (mark, text) = match result {
@@ -21,7 +26,7 @@ pub fn run(place: &Place) -> anyhow::Result<()> {
     };
     check(
         "postgres",
-        treering_compute_proxy::find_postgres(None).map(|p| p.display().to_string()),
+        treering_compute_proxy::find_postgres(pg_bin_dir).map(|p| p.display().to_string()),
     )?;
     check("data directory", free_space(place))?;
     let running = match place.running() {
@@ -80,7 +85,7 @@ fn readable(pageserver: &str, branch: &BranchView) -> anyhow::Result<String> {
     let found = fetch(&format!("{pageserver}/v1/tenant/{tenant}/timeline/{timeline}/unhandled"))?;
     match found.as_array() {
         Some(relations) if !relations.is_empty() => {
-            let named: Vec<_> = relations.iter().map(Value::to_string).collect();
+            let named: Vec<_> = relations.iter().map(unreadable).collect();
             bail!("{} relations cannot be read by this version: {}", named.len(), named.join(", "))
         }
         _ => Ok(format!("{}, every page readable", branch.state)),

@@ -17,8 +17,8 @@ const FOLLOW_POLL: Duration = Duration::from_millis(200);
 pub fn run(place: &Place, branch: Option<String>, follow: bool) -> anyhow::Result<()> {
     let name = branch.unwrap_or_else(|| "main".to_owned());
     let branch: BranchView = place.client()?.get(&format!("/branches/{}", segment(&name)?))?;
-    let path =
-        treering_compute_proxy::log_path(&place.data_dir().0.join("agent"), branch.timeline_id);
+    let agent_dir = place.data_dir().service_dir("agent");
+    let path = treering_compute_proxy::log_path(&agent_dir, branch.timeline_id);
     let mut log = match File::open(&path) {
         Ok(log) => log,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -17,7 +17,7 @@ use treering_control::{
     model::{BranchView, Connection, Created},
 };
 
-use crate::{client::Client, data_dir::DataDir};
+use crate::{client::Client, commands::connect::client_program, data_dir::DataDir};
 
 /// Longest wait for `treering up` to be ready, and for it to be gone.
 const UP_LIMIT: Duration = Duration::from_secs(90);
@@ -46,8 +46,9 @@ impl Stage {
             "--listen-http",
             "127.0.0.1:0",
             "--listen",
+            "127.0.0.1:0",
         ]);
-        command.arg(crate::up::free_port()?.to_string()).arg("--pg-bin-dir").arg(&bin_dir);
+        command.arg("--pg-bin-dir").arg(&bin_dir);
         // A process group of its own: Ctrl-C is ours to handle.
         let up = command
             .stdin(Stdio::null())
@@ -73,7 +74,9 @@ impl Stage {
     fn wait_until_up(&mut self, data: &Path) -> anyhow::Result<Client> {
         let deadline = Instant::now() + UP_LIMIT;
         loop {
-            if let Ok(running) = DataDir(data.to_owned()).running() {
+            if let Ok(running) = DataDir(data.to_owned()).running()
+                && running.ready
+            {
                 return Client::new(&running.control_http);
             }
             let log = || fs::read_to_string(self.dir.join("up.log")).unwrap_or_default();
@@ -141,14 +144,8 @@ impl Stage {
     /// Runs pgbench on a branch; answers what it printed.
     pub fn pgbench(&self, branch: &str, arguments: &[&str]) -> anyhow::Result<String> {
         let to = self.connection(branch)?;
-        let mut run = Command::new(self.bin_dir.join("pgbench"));
-        run.args(arguments)
-            .env("PGHOST", &to.host)
-            .env("PGPORT", to.port.to_string())
-            .env("PGUSER", &to.role)
-            .env("PGPASSWORD", &to.password)
-            .env("PGDATABASE", &to.database)
-            .env("PGOPTIONS", &to.options);
+        let mut run = client_program(self.bin_dir.join("pgbench"), &to);
+        run.args(arguments);
         let output = tokio::task::block_in_place(|| run.output()).context("run pgbench")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
