@@ -12,7 +12,8 @@ use treering_pgfmt::{
 use treering_types::{Fork, Lsn, RelTag};
 
 /// The table that everything happens to.
-pub const TABLE: RelTag = RelTag { tablespace: 1663, database: 5, relation: 16384, fork: Fork::Main };
+pub const TABLE: RelTag =
+    RelTag { tablespace: 1663, database: 5, relation: 16384, fork: Fork::Main };
 /// Bytes of one inserted tuple, header excluded.
 const TUPLE_BYTES: usize = 8;
 

@@ -44,12 +44,16 @@ fn main() -> ExitCode {
             SCENARIOS.iter().for_each(|(name, about, _)| println!("{name:<20} {about}"));
             ExitCode::SUCCESS
         }
-        Command::Run { scenarios, json, smoke } => run(&scenarios, json, if smoke { Size::Smoke } else { Size::Full }),
+        Command::Run { scenarios, json, smoke } => {
+            run(&scenarios, json, if smoke { Size::Smoke } else { Size::Full })
+        }
     }
 }
 
 fn run(named: &[String], json: bool, size: Size) -> ExitCode {
-    if let Some(unknown) = named.iter().find(|name| SCENARIOS.iter().all(|(known, ..)| known != name)) {
+    if let Some(unknown) =
+        named.iter().find(|name| SCENARIOS.iter().all(|(known, ..)| known != name))
+    {
         eprintln!("there is no scenario \"{unknown}\"; `treering-bench list` names them");
         return ExitCode::from(1);
     }

@@ -50,7 +50,8 @@ impl Report {
 
 /// The revision that was built, as git names it.
 fn commit() -> String {
-    let asked = std::process::Command::new("git").args(["describe", "--always", "--dirty"]).output();
+    let asked =
+        std::process::Command::new("git").args(["describe", "--always", "--dirty"]).output();
     asked.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default()
 }
 
@@ -63,7 +64,10 @@ fn machine() -> String {
 
 /// For people.
 pub fn table(reports: &[Report]) -> String {
-    let mut text = format!("{:<20} {:<24} {:>10} {:>10} {:>8}  {}\n", "scenario", "size", "p50", "p99", "samples", "unit");
+    let mut text = format!(
+        "{:<20} {:<24} {:>10} {:>10} {:>8}  {}\n",
+        "scenario", "size", "p50", "p99", "samples", "unit"
+    );
     for r in reports {
         let ratio = r.ratio.map(|ratio| format!("  ratio {ratio:.2}")).unwrap_or_default();
         text += &format!(

@@ -20,7 +20,8 @@ impl Agent {
         for entry in fs::read_dir(self.computes_dir())? {
             let dir = entry?.path();
             let looked_at = dir.clone();
-            let alive = tokio::task::spawn_blocking(move || reap::processes_of(&looked_at)).await??;
+            let alive =
+                tokio::task::spawn_blocking(move || reap::processes_of(&looked_at)).await??;
             if alive.is_empty() {
                 continue;
             }
@@ -35,8 +36,13 @@ impl Agent {
     async fn adopt(self: &Arc<Self>, branch_dir: &Path) -> anyhow::Result<()> {
         let mut record = RunRecord::load(branch_dir)?;
         let data_dir = record.run_dir().join("pgdata");
-        let postmaster = Postmaster::adopt(branch_dir, &data_dir)?.context("its postmaster is dead")?;
-        let session = Session::elect(Log { identity: record.log(), pg_ancestors: Vec::new() }, &self.safekeepers()).await?;
+        let postmaster =
+            Postmaster::adopt(branch_dir, &data_dir)?.context("its postmaster is dead")?;
+        let session = Session::elect(
+            Log { identity: record.log(), pg_ancestors: Vec::new() },
+            &self.safekeepers(),
+        )
+        .await?;
         let last = session.election.donor_last_log_term;
         ensure!(record.wrote_in(last), "term {last} of the log was written by another compute");
         record.add(session.election.term);
@@ -49,7 +55,13 @@ impl Agent {
         let (from, pid) = (session.start_lsn, postmaster.pid());
         endpoint.show("starting", None, Some(pid));
         let socket_dir = record.socket_dir().to_owned();
-        let compute = endpoint.supervise(postmaster, Arc::new(session), log, socket_dir, record.run_dir().to_owned());
+        let compute = endpoint.supervise(
+            postmaster,
+            Arc::new(session),
+            log,
+            socket_dir,
+            record.run_dir().to_owned(),
+        );
         tokio::spawn(standby::run(compute.clone(), from));
         if let Err(error) = self.become_ready(&endpoint, &compute).await {
             compute.stop.cancel();

@@ -94,8 +94,10 @@ impl Agent {
     pub async fn stop_all(&self) {
         self.stopping.store(true, Ordering::Release);
         let endpoints: Vec<_> = self.endpoints.lock().values().cloned().collect();
-        let stops: Vec<_> =
-            endpoints.into_iter().map(|e| tokio::spawn(async move { e.retire().await.map(drop) })).collect();
+        let stops: Vec<_> = endpoints
+            .into_iter()
+            .map(|e| tokio::spawn(async move { e.retire().await.map(drop) }))
+            .collect();
         for stop in stops {
             let _ = stop.await;
         }
@@ -107,7 +109,9 @@ impl Agent {
         let _over = endpoint.retire().await?;
         match fs::remove_dir_all(&endpoint.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(anyhow::Error::from(error).context("remove the compute directory").into());
+                return Err(anyhow::Error::from(error)
+                    .context("remove the compute directory")
+                    .into());
             }
             _ => {}
         }
@@ -203,7 +207,8 @@ impl Agent {
         // From the election on, no older compute of this branch can commit.
         let log = self.log_of(endpoint, &facts);
         let session = Arc::new(Session::elect(log, &self.safekeepers()).await?);
-        let started = self.fetch_and_launch(endpoint, &facts, session.clone(), &data_dir, owner).await;
+        let started =
+            self.fetch_and_launch(endpoint, &facts, session.clone(), &data_dir, owner).await;
         let compute = match started {
             Ok(compute) => compute,
             Err(error) => {
@@ -261,9 +266,11 @@ impl Agent {
             lsn: from,
         };
         let target = data_dir.to_owned();
-        let fetched =
-            tokio::task::spawn_blocking(move || prepare::unpack(basebackup::open(&source)?, &target));
-        let (fetched, before_f) = tokio::join!(fetched, self.real_wal_before(endpoint, timeline, from));
+        let fetched = tokio::task::spawn_blocking(move || {
+            prepare::unpack(basebackup::open(&source)?, &target)
+        });
+        let (fetched, before_f) =
+            tokio::join!(fetched, self.real_wal_before(endpoint, timeline, from));
         let facts: StartFacts = fetched.map_err(anyhow::Error::from)??;
         let before_f = before_f?;
         let install = (data_dir.to_owned(), facts.clone());
@@ -276,7 +283,8 @@ impl Agent {
         session.wait_for(synthetic.end).await?;
         session.set_wal_dir(data_dir.join("pg_wal"));
         let record = (self.log_of(endpoint, timeline).identity, session.election.term);
-        let (postmaster, log, socket_dir) = self.launch(endpoint, &facts, record, data_dir, owner)?;
+        let (postmaster, log, socket_dir) =
+            self.launch(endpoint, &facts, record, data_dir, owner)?;
         endpoint.show("starting", None, Some(postmaster.pid()));
         let run_dir = data_dir.parent().context("the data directory has a parent")?.to_owned();
         let compute = endpoint.supervise(postmaster, session, log, socket_dir, run_dir);
@@ -293,7 +301,9 @@ impl Agent {
     ) -> Result<Option<Vec<u8>>, AgentError> {
         let sources = [Some(endpoint.timeline), facts.ancestor_timeline_id];
         for source in sources.into_iter().flatten() {
-            if let Some(bytes) = self.peers.wal(endpoint.tenant, source, lsn.segment_start(), lsn).await? {
+            if let Some(bytes) =
+                self.peers.wal(endpoint.tenant, source, lsn.segment_start(), lsn).await?
+            {
                 return Ok(Some(bytes.to_vec()));
             }
         }
@@ -345,7 +355,11 @@ impl Agent {
     }
 
     /// Waits until the compute waits for us, and makes sure that the user's role has its password.
-    pub async fn become_ready(&self, endpoint: &Endpoint, compute: &Compute) -> Result<(), AgentError> {
+    pub async fn become_ready(
+        &self,
+        endpoint: &Endpoint,
+        compute: &Compute,
+    ) -> Result<(), AgentError> {
         let ready = async {
             loop {
                 if let Ok(client) = compute.connect().await
@@ -383,7 +397,8 @@ impl Agent {
         endpoint: &Endpoint,
         client: &tokio_postgres::Client,
     ) -> Result<(), AgentError> {
-        let missing = "SELECT rolname FROM pg_authid WHERE rolname = 'postgres' AND rolpassword IS NULL";
+        let missing =
+            "SELECT rolname FROM pg_authid WHERE rolname = 'postgres' AND rolpassword IS NULL";
         let missing = client.query_opt(missing, &[]).await.map_err(|e| sql_error(&e))?;
         if missing.is_none() {
             return Ok(());
@@ -397,7 +412,8 @@ impl Agent {
 }
 
 async fn is_synchronous(client: &tokio_postgres::Client) -> Result<bool, AgentError> {
-    let query = "SELECT 1 FROM pg_stat_replication WHERE application_name = $1 AND sync_state = 'sync'";
+    let query =
+        "SELECT 1 FROM pg_stat_replication WHERE application_name = $1 AND sync_state = 'sync'";
     let row = client.query_opt(query, &[&settings::AGENT_STANDBY]).await;
     Ok(row.map_err(|e| sql_error(&e))?.is_some())
 }
@@ -406,7 +422,8 @@ async fn is_synchronous(client: &tokio_postgres::Client) -> Result<bool, AgentEr
 fn fresh_run_dir(branch_dir: &Path) -> io::Result<PathBuf> {
     for entry in fs::read_dir(branch_dir)? {
         let path = entry?.path();
-        let is_old = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(RUN_PREFIX));
+        let is_old =
+            path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(RUN_PREFIX));
         if is_old && let Err(error) = fs::remove_dir_all(&path) {
             tracing::warn!(path = %path.display(), %error, "an old run directory cannot be removed");
         }
@@ -420,7 +437,8 @@ fn fresh_run_dir(branch_dir: &Path) -> io::Result<PathBuf> {
 /// A directory for the compute's socket, short enough for the kernel.
 fn socket_dir(run_dir: &Path) -> io::Result<PathBuf> {
     let own = run_dir.join("s");
-    let fits = own.as_os_str().len() <= SOCKET_DIR_BYTES_MAX && !own.to_string_lossy().contains(',');
+    let fits =
+        own.as_os_str().len() <= SOCKET_DIR_BYTES_MAX && !own.to_string_lossy().contains(',');
     let dir = match fits {
         true => own,
         false => std::env::temp_dir().join(format!("treering-{:016x}", rand::random::<u64>())),

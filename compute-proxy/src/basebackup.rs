@@ -31,7 +31,8 @@ pub struct Source {
 /// Opens the backup: a tar stream.
 pub fn open(source: &Source) -> anyhow::Result<impl Read> {
     let name = &source.pageserver;
-    let stream = TcpStream::connect(name).with_context(|| format!("connect to the pageserver at {name}"))?;
+    let stream =
+        TcpStream::connect(name).with_context(|| format!("connect to the pageserver at {name}"))?;
     stream.set_read_timeout(Some(SILENCE_MAX))?;
     stream.set_nodelay(true)?;
     let mut wire = Wire { stream, input: BytesMut::with_capacity(256 * 1024) };
@@ -50,7 +51,9 @@ pub fn open(source: &Source) -> anyhow::Result<impl Read> {
     wire.send(&mut out)?;
     loop {
         match reply.receive(&mut wire.input)? {
-            Some(Outcome::Copy { .. }) => return Ok(Backup { wire, piece: Bytes::new(), done: false }),
+            Some(Outcome::Copy { .. }) => {
+                return Ok(Backup { wire, piece: Bytes::new(), done: false });
+            }
             Some(Outcome::Done(_)) => bail!("the pageserver answered \"{query}\" without a backup"),
             None => wire.receive()?,
         }
@@ -74,7 +77,10 @@ impl Wire {
         let mut buffer = [0; 64 * 1024];
         let read = self.stream.read(&mut buffer)?;
         if read == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the pageserver closed the connection"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the pageserver closed the connection",
+            ));
         }
         self.input.extend_from_slice(&buffer[..read]);
         Ok(())
@@ -101,13 +107,17 @@ impl Read for Backup {
 
 impl Backup {
     fn next_piece(&mut self) -> io::Result<()> {
-        let Some(frame) = next_frame(&mut self.wire.input, BODY_BYTES_MAX).map_err(io::Error::other)? else {
+        let Some(frame) =
+            next_frame(&mut self.wire.input, BODY_BYTES_MAX).map_err(io::Error::other)?
+        else {
             return self.wire.receive();
         };
         match backend::parse(frame).map_err(io::Error::other)? {
             Message::CopyData(piece) => self.piece = piece,
             Message::CopyDone => self.done = true,
-            Message::ErrorResponse(report) => return Err(io::Error::other(format!("the pageserver says {report}"))),
+            Message::ErrorResponse(report) => {
+                return Err(io::Error::other(format!("the pageserver says {report}")));
+            }
             _ => {}
         }
         Ok(())

@@ -77,7 +77,13 @@ pub struct Compute {
 
 impl Endpoint {
     pub fn new(tenant: TenantId, timeline: TimelineId, computes_dir: &Path) -> Endpoint {
-        let shown = Shown { tenant_id: tenant, timeline_id: timeline, state: "stopped", reason: None, pid: None };
+        let shown = Shown {
+            tenant_id: tenant,
+            timeline_id: timeline,
+            state: "stopped",
+            reason: None,
+            pid: None,
+        };
         Endpoint {
             tenant,
             timeline,
@@ -110,7 +116,10 @@ impl Endpoint {
     pub async fn change(&self) -> Result<MutexGuard<'_, Life>, AgentError> {
         let changing = self.changing.lock().await;
         if *changing == Life::Over {
-            return Err(AgentError::new(ErrorKind::Gone, "the branch was deleted, or the agent is stopping"));
+            return Err(AgentError::new(
+                ErrorKind::Gone,
+                "the branch was deleted, or the agent is stopping",
+            ));
         }
         let older = self.current.lock().clone().filter(|compute| !compute.is_usable());
         if let Some(older) = older {
@@ -238,7 +247,10 @@ impl Compute {
         }
     }
 
-    async fn connect_to(&self, database: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+    async fn connect_to(
+        &self,
+        database: &str,
+    ) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
         config.host_path(&self.socket_dir).port(settings::SOCKET_PORT).user(settings::AGENT_ROLE);
         config.dbname(database).application_name("treering_agent_admin");

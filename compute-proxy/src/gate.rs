@@ -13,12 +13,16 @@ use crate::{
 };
 
 impl Wake for Agent {
-    fn ensure_running<'a>(&'a self, branch: &'a BranchName) -> BoxFuture<'a, Result<Target, WakeError>> {
+    fn ensure_running<'a>(
+        &'a self,
+        branch: &'a BranchName,
+    ) -> BoxFuture<'a, Result<Target, WakeError>> {
         Box::pin(async move {
-            let found = self.peers.resolve(branch.as_str()).await.map_err(|error| match error.kind {
-                ErrorKind::NotFound => WakeError::UnknownBranch { branch: branch.clone() },
-                _ => WakeError::Lost { branch: branch.clone(), reason: error.message },
-            })?;
+            let found =
+                self.peers.resolve(branch.as_str()).await.map_err(|error| match error.kind {
+                    ErrorKind::NotFound => WakeError::UnknownBranch { branch: branch.clone() },
+                    _ => WakeError::Lost { branch: branch.clone(), reason: error.message },
+                })?;
             let endpoint = self.endpoint(found.tenant_id, found.timeline_id);
             let started = match found.stopped {
                 true => Err(AgentError::new(ErrorKind::Conflict, stopped(branch))),

@@ -65,8 +65,9 @@ impl Peers {
     }
 
     async fn get(&self, url: &str, query: &[(&str, String)]) -> Result<Bytes, AgentError> {
-        let unreachable =
-            |error: reqwest::Error| AgentError::new(ErrorKind::Unavailable, format!("{url}: {error}"));
+        let unreachable = |error: reqwest::Error| {
+            AgentError::new(ErrorKind::Unavailable, format!("{url}: {error}"))
+        };
         let response = self.http.get(url).query(query).send().await.map_err(unreachable)?;
         let status = response.status();
         let body = response.bytes().await.map_err(unreachable)?;
@@ -82,7 +83,11 @@ impl Peers {
         Err(AgentError::new(kind, said.unwrap_or_else(|_| format!("{url}: {status}"))))
     }
 
-    async fn ask<T: DeserializeOwned>(&self, url: &str, query: &[(&str, String)]) -> Result<T, AgentError> {
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        url: &str,
+        query: &[(&str, String)],
+    ) -> Result<T, AgentError> {
         let body = self.get(url, query).await?;
         Ok(serde_json::from_slice(&body).with_context(|| url.to_owned())?)
     }
@@ -94,15 +99,24 @@ impl Peers {
 
     /// The login that users of a timeline's project have.
     pub async fn credentials(&self, timeline: TimelineId) -> Result<Branch, AgentError> {
-        self.ask(&format!("{}/v1/resolve", self.control), &[("timeline_id", timeline.to_string())]).await
+        self.ask(&format!("{}/v1/resolve", self.control), &[("timeline_id", timeline.to_string())])
+            .await
     }
 
-    pub async fn timeline(&self, tenant: TenantId, timeline: TimelineId) -> Result<Timeline, AgentError> {
+    pub async fn timeline(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> Result<Timeline, AgentError> {
         self.ask(&format!("{}/v1/tenant/{tenant}/timeline/{timeline}", self.pageserver), &[]).await
     }
 
     /// True once the timeline has a log: some compute was started on it.
-    pub async fn has_log(&self, tenant: TenantId, timeline: TimelineId) -> Result<bool, AgentError> {
+    pub async fn has_log(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> Result<bool, AgentError> {
         match self.get(&self.log_url(tenant, timeline), &[]).await {
             Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
             other => other.map(|_| true),

@@ -3,11 +3,7 @@
 //! A [`Session`] is one term won. It lives in a task of its own; everyone else holds the handle. WAL goes in through
 //! a bounded channel that is not read while too much waits to be sent, which is the back-pressure on the compute.
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -18,8 +14,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use treering_consensus::{
-    AcceptorMessage, Action, Election, PgAncestor, Proposer, ProposerConfig, ProposerId, ProposerMessage, TimelineIdentity,
-    WalSource, codec::Message,
+    AcceptorMessage, Action, Election, PgAncestor, Proposer, ProposerConfig, ProposerId,
+    ProposerMessage, TimelineIdentity, WalSource, codec::Message,
 };
 use treering_types::{ErrorKind, Lsn, NodeId};
 
@@ -82,7 +78,9 @@ impl Session {
         let links = nodes
             .iter()
             .zip(members)
-            .map(|(&node, address)| Link::open(node, address.clone(), events_in.clone(), close.clone()))
+            .map(|(&node, address)| {
+                Link::open(node, address.clone(), events_in.clone(), close.clone())
+            })
             .collect();
         let driver = Driver {
             proposer,
@@ -109,7 +107,15 @@ impl Session {
             AgentError::new(ErrorKind::Unavailable, text)
         })??;
         guard.disarm();
-        Ok(Session { start_lsn: election.start_lsn, election, appends, commit, failure, close, wal_dir })
+        Ok(Session {
+            start_lsn: election.start_lsn,
+            election,
+            appends,
+            commit,
+            failure,
+            close,
+            wal_dir,
+        })
     }
 
     /// Hands on the next bytes of the log. Waits while too much is under way.
@@ -248,10 +254,12 @@ impl Driver {
         while let Some(action) = actions.pop_front() {
             match action {
                 Action::Send { to, message } => self.send(to, &message),
-                Action::ReadWal { to_member, from, to, source } => match self.read_wal(from, to, source) {
-                    Some(bytes) => actions.extend(self.proposer.on_wal(to_member, from, bytes)),
-                    None => self.proposer.on_wal_failed(to_member),
-                },
+                Action::ReadWal { to_member, from, to, source } => {
+                    match self.read_wal(from, to, source) {
+                        Some(bytes) => actions.extend(self.proposer.on_wal(to_member, from, bytes)),
+                        None => self.proposer.on_wal_failed(to_member),
+                    }
+                }
                 Action::Disconnect { member, reason, text } => {
                     if self.last_refusal.as_deref() != Some(&text) {
                         tracing::warn!(%member, ?reason, "safekeeper refuses: {text}");
@@ -288,9 +296,14 @@ impl Driver {
 fn read_segment(dir: &std::path::Path, from: Lsn, to: Lsn) -> std::io::Result<Bytes> {
     use std::os::unix::fs::FileExt;
     let suffix = &from.segment_file_name(0)[8..];
-    let mut named = std::fs::read_dir(dir)?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    let mut named =
+        std::fs::read_dir(dir)?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
     let path = named
-        .find(|path| path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.len() == 24 && n.ends_with(suffix)))
+        .find(|path| {
+            path.file_name()
+                .and_then(|n| n.to_str())
+                .is_some_and(|n| n.len() == 24 && n.ends_with(suffix))
+        })
         .ok_or(std::io::ErrorKind::NotFound)?;
     let end = to.min(from.segment_start() + treering_types::WAL_SEGMENT_SIZE);
     let mut bytes = vec![0; end.bytes_since(from).unwrap_or(0) as usize];
@@ -324,7 +337,12 @@ struct Link {
 }
 
 impl Link {
-    fn open(node: NodeId, address: String, events: mpsc::Sender<Event>, close: CancellationToken) -> Link {
+    fn open(
+        node: NodeId,
+        address: String,
+        events: mpsc::Sender<Event>,
+        close: CancellationToken,
+    ) -> Link {
         let link = Link { node, queued: Queued::default(), outgoing: Arc::default() };
         let (queued, outgoing) = (link.queued.clone(), link.outgoing.clone());
         tokio::spawn(async move {
@@ -334,7 +352,8 @@ impl Link {
                         let (sender, receiver) = mpsc::unbounded_channel();
                         *outgoing.lock() = Some(sender);
                         let _ = events.send(Event::Connected(node)).await;
-                        if let Err(error) = converse(node, stream, receiver, &queued, &events).await {
+                        if let Err(error) = converse(node, stream, receiver, &queued, &events).await
+                        {
                             tracing::debug!(%node, "connection to a safekeeper ended: {error}");
                         }
                         *outgoing.lock() = None;
@@ -391,7 +410,9 @@ async fn converse(
     let read = async {
         let mut input = BytesMut::with_capacity(64 * 1024);
         loop {
-            while let Some(message) = AcceptorMessage::decode(&mut input).map_err(std::io::Error::other)? {
+            while let Some(message) =
+                AcceptorMessage::decode(&mut input).map_err(std::io::Error::other)?
+            {
                 if events.send(Event::Message(node, message)).await.is_err() {
                     return Ok(());
                 }

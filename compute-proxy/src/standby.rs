@@ -115,7 +115,8 @@ impl Wire {
     async fn connect(compute: &Compute) -> Result<Wire, Failure> {
         let path = compute.socket_dir.join(format!(".s.PGSQL.{SOCKET_PORT}"));
         let stream = UnixStream::connect(path).await?;
-        let mut wire = Wire { stream, input: BytesMut::with_capacity(256 * 1024), out: BytesMut::new() };
+        let mut wire =
+            Wire { stream, input: BytesMut::with_capacity(256 * 1024), out: BytesMut::new() };
         let startup = StartupMessage::new([
             ("user", AGENT_ROLE),
             ("replication", "true"),
@@ -159,7 +160,9 @@ impl Wire {
     async fn query(&mut self, text: &str) -> Result<Vec<ResultSet>, Failure> {
         match self.ask(text).await? {
             Outcome::Done(results) => Ok(results),
-            Outcome::Copy { .. } => Err(std::io::Error::other("an answer, not a copy, was expected").into()),
+            Outcome::Copy { .. } => {
+                Err(std::io::Error::other("an answer, not a copy, was expected").into())
+            }
         }
     }
 

@@ -491,3 +491,6 @@ impl Phases {
         self.since = Instant::now();
     }
 }
+
+#[cfg(test)]
+mod tests;

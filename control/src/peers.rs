@@ -141,7 +141,8 @@ impl Peers {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                let why = format!("the pageserver is at {reached} and did not get to {lsn} in time");
+                let why =
+                    format!("the pageserver is at {reached} and did not get to {lsn} in time");
                 return Err(ApiError::new("timeout", why));
             }
             tokio::time::sleep(INGEST_POLL).await;

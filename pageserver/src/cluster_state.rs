@@ -57,10 +57,6 @@ pub fn imported_control(timeline: &Timeline, lsn: Lsn) -> Result<ControlFile, Lo
     Ok(ControlFile::parse(&bytes)?)
 }
 
-fn value(
-    timeline: &Timeline,
-    field: ControlField,
-    lsn: Lsn,
-) -> Result<Option<Bytes>, EngineError> {
+fn value(timeline: &Timeline, field: ControlField, lsn: Lsn) -> Result<Option<Bytes>, EngineError> {
     Ok(timeline.get_value(Key::control(field), lsn)?.map(|(_, bytes)| bytes))
 }

@@ -57,7 +57,9 @@ mod tests {
     #[test]
     fn round_trip() {
         let map = Directory::Mapped(Bytes::from_static(&[0x17, 0x27, 0x59, 0, 1]));
-        for directory in [map, Directory::Bare { path: String::new() }, Directory::Bare { path: "/x".into() }] {
+        for directory in
+            [map, Directory::Bare { path: String::new() }, Directory::Bare { path: "/x".into() }]
+        {
             assert_eq!(Directory::decode(&directory.encode()), directory);
         }
     }

@@ -18,7 +18,6 @@ fn latency() -> Histogram {
     Histogram::new(exponential_buckets(10e-6, 2.0, 20))
 }
 
-
 /// Counters that events move; gauges are computed when asked for.
 #[derive(Debug)]
 pub struct Metrics {
@@ -51,7 +50,11 @@ impl Default for Metrics {
         registry.register("ingested_bytes", "WAL applied", ingested_bytes.clone());
         registry.register("ingest_failures", "Receivers that failed", ingest_failures.clone());
         registry.register("pages_served", "Pages answered", pages_served.clone());
-        registry.register("page_errors", "Page requests answered with an error", page_errors.clone());
+        registry.register(
+            "page_errors",
+            "Page requests answered with an error",
+            page_errors.clone(),
+        );
         let help = "Time to answer one batch of page requests";
         registry.register("page_batch_seconds", help, page_batch_seconds.clone());
         registry.register("backups", "Base backups sent", backups.clone());

@@ -35,7 +35,8 @@ type Committed = Arc<Mutex<Option<Lsn>>>;
 async fn listing(committed: Committed) -> String {
     let handler = move || {
         let committed = *committed.lock().expect("lock");
-        let entry = |lsn| json!({ "tenant_id": TENANT, "timeline_id": MAIN, "commit_lsn": lsn, "term": 1 });
+        let entry =
+            |lsn| json!({ "tenant_id": TENANT, "timeline_id": MAIN, "commit_lsn": lsn, "term": 1 });
         async move { Json(committed.map(entry).into_iter().collect::<Vec<_>>()) }
     };
     let router = Router::new().route("/v1/timelines", get(handler));
@@ -206,12 +207,16 @@ async fn pages_follow_the_log() {
     let running = run(options.clone()).await;
 
     let (status, body) = running.post(running.url("/v1/tenant"), json!({ "tenant": 1 })).await;
-    assert_eq!((status, body["field"].as_str(), body["code"].as_str()), (400, Some("tenant"), Some("invalid")));
+    assert_eq!(
+        (status, body["field"].as_str(), body["code"].as_str()),
+        (400, Some("tenant"), Some("invalid"))
+    );
     let (status, _) = running.get(running.timelines()).await;
     assert_eq!(status, 404);
     let (status, _) = running.post(running.url("/v1/tenant"), json!({ "tenant_id": TENANT })).await;
     assert_eq!(status, 201);
-    let (status, root) = running.post(running.timelines(), json!({ "new_timeline_id": MAIN })).await;
+    let (status, root) =
+        running.post(running.timelines(), json!({ "new_timeline_id": MAIN })).await;
     assert_eq!(status, 201, "{root}");
     let start_lsn = lsn_of(&root["last_record_lsn"]);
 
@@ -233,12 +238,19 @@ async fn pages_follow_the_log() {
     assert_eq!((lsn_of(&branch["start_lsn"]), branch["pg_tli"].as_u64()), (first, Some(2)));
     assert_eq!(branch["unhandled"], json!([]));
     // Streamed on the same connection: no list entry is needed any more.
-    server.sql("postgres", "SELECT pg_sleep(0.01); UPDATE t SET b = 'new' WHERE a <= 100; CHECKPOINT");
+    server.sql(
+        "postgres",
+        "SELECT pg_sleep(0.01); UPDATE t SET b = 'new' WHERE a <= 100; CHECKPOINT",
+    );
     let second = server.insert_lsn();
 
     let path = server.sql("postgres", "SELECT pg_relation_filepath('t')");
-    let relation = path.rsplit('/').next().and_then(|name| name.parse().ok()).expect("relfilenumber");
-    let database: u32 = server.sql("postgres", "SELECT oid FROM pg_database WHERE datname = 'postgres'").parse().expect("oid");
+    let relation =
+        path.rsplit('/').next().and_then(|name| name.parse().ok()).expect("relfilenumber");
+    let database: u32 = server
+        .sql("postgres", "SELECT oid FROM pg_database WHERE datname = 'postgres'")
+        .parse()
+        .expect("oid");
     let rel = RelTag { tablespace: 1663, database, relation, fork: Fork::Main };
     let file = std::fs::read(server.data.join(&path)).expect("relation");
     let blocks = (file.len() / PAGE_SIZE) as u32;
@@ -254,7 +266,9 @@ async fn pages_follow_the_log() {
     requests.push(request(1 << 44, second, second, Question::Exists(rel.with_fork(Fork::Init))));
     let responses = pages.ask(&requests);
     for (block, own) in file.chunks(PAGE_SIZE).enumerate() {
-        let Answer::Page { page, .. } = &responses[block].answer else { panic!("{:?}", responses[block]) };
+        let Answer::Page { page, .. } = &responses[block].answer else {
+            panic!("{:?}", responses[block])
+        };
         let mut ours: [u8; PAGE_SIZE] = page[..].try_into().expect("page");
         checksum::verify(&ours, block as u32).expect("checksum");
         let mut own: [u8; PAGE_SIZE] = own.try_into().expect("page");
@@ -264,10 +278,14 @@ async fn pages_follow_the_log() {
     }
     let rest = &responses[blocks as usize..];
     assert_eq!(rest[0].answer, Answer::Blocks { rel, blocks });
-    assert!(matches!(&rest[1].answer, Answer::Error { message } if message.contains("past its end")));
+    assert!(
+        matches!(&rest[1].answer, Answer::Error { message } if message.contains("past its end"))
+    );
     let Answer::Page { page, .. } = &rest[2].answer else { panic!("{:?}", rest[2]) };
     assert!(Lsn(u64::from(u32::from_le_bytes(page[4..8].try_into().expect("lsn")))) <= first);
-    assert!(matches!(&rest[3].answer, Answer::SlruSegment { pages, .. } if pages.len() == PAGE_SIZE));
+    assert!(
+        matches!(&rest[3].answer, Answer::SlruSegment { pages, .. } if pages.len() == PAGE_SIZE)
+    );
     assert!(matches!(&rest[4].answer, Answer::Exists { exists: false, .. }));
 
     // Before the update, by time and by LSN.
@@ -278,7 +296,8 @@ async fn pages_follow_the_log() {
     let (_, found) = running.get(format!("{timeline}/lsn_by_timestamp?timestamp={time}")).await;
     let at = lsn_of(&found["lsn"]);
     assert!(found["kind"] == "present" && first <= at && at < second, "{found}");
-    let (status, found) = running.get(format!("{timeline}/lsn_by_timestamp?timestamp=1999-01-01T00:00:00Z")).await;
+    let (status, found) =
+        running.get(format!("{timeline}/lsn_by_timestamp?timestamp=1999-01-01T00:00:00Z")).await;
     assert_eq!((status, found["code"].as_str()), (410, Some("gone")));
     let (_, found) = running.get(format!("{timeline}/record_boundary?lsn={second}")).await;
     assert_eq!(lsn_of(&found["end"]), second);
@@ -291,16 +310,23 @@ async fn pages_follow_the_log() {
     let flushed = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'treering_pageserver' AND flush_lsn >= ";
     let deadline = Instant::now() + Duration::from_secs(10);
     while server.sql("postgres", &format!("{flushed} '{second}'")) != "1" {
-        assert!(Instant::now() < deadline, "{}", server.sql("postgres", "SELECT * FROM pg_stat_replication"));
+        assert!(
+            Instant::now() < deadline,
+            "{}",
+            server.sql("postgres", "SELECT * FROM pg_stat_replication")
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let (status, found) = running.post(format!("{timeline}/verify"), json!({})).await;
     assert_eq!((status, found), (200, json!({ "findings": [] })));
-    let metrics = reqwest::get(running.url("/metrics")).await.expect("metrics").text().await.expect("text");
+    let metrics =
+        reqwest::get(running.url("/metrics")).await.expect("metrics").text().await.expect("text");
     assert!(metrics.contains("treering_pageserver_ingested_bytes_total"), "{metrics}");
 
     // A parent with branches stays; a stop and a start change nothing.
-    let delete = |url: String| async { reqwest::Client::new().delete(url).send().await.expect("delete").status().as_u16() };
+    let delete = |url: String| async {
+        reqwest::Client::new().delete(url).send().await.expect("delete").status().as_u16()
+    };
     assert_eq!(delete(timeline.clone()).await, 409);
     let child = branch["timeline_id"].as_str().expect("id").to_owned();
     running.stop().await;

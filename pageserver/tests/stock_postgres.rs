@@ -43,7 +43,10 @@ async fn an_imported_cluster_starts() {
     assert_eq!((start.pg_tli, start.history.len(), start.unreadable.len()), (1, 0, 0));
     let mut server = Server::start(&archive, &start, &[]);
     assert_no_recovery(&server);
-    let found = server.sql("postgres", "SELECT rolsuper, rolreplication FROM pg_roles WHERE rolname = 'treering_agent'");
+    let found = server.sql(
+        "postgres",
+        "SELECT rolsuper, rolreplication FROM pg_roles WHERE rolname = 'treering_agent'",
+    );
     assert_eq!(found, "t|t");
     assert_eq!(server.sql("postgres", "SHOW data_checksums"), "on");
     let system_id = server.sql("postgres", "SELECT system_identifier FROM pg_control_system()");
@@ -109,7 +112,8 @@ async fn a_branch_holds_what_the_parent_wrote() {
     // A transaction in flight at the branch point: aborted there.
     parent.sql("postgres", "CREATE TABLE late(a int)");
     let lsn = ingest(&live, &parent);
-    let made = service.branch(TENANT, BRANCH, MAIN, Some(lsn), Default::default()).await.expect("branch");
+    let made =
+        service.branch(TENANT, BRANCH, MAIN, Some(lsn), Default::default()).await.expect("branch");
     parent.sql("postgres", "INSERT INTO items(id) VALUES (-1); INSERT INTO late VALUES (1);");
     ingest(&live, &parent);
 
@@ -127,7 +131,8 @@ async fn a_branch_holds_what_the_parent_wrote() {
         assert_eq!(branch.sql(database, "SELECT count(*), sum(a) FROM mark"), "777|302253");
     }
     branch.sql("logged", "SELECT count(*) FROM pg_class; CREATE TABLE works(a int)");
-    let sequence: i64 = branch.sql("postgres", "SELECT nextval('numbers')").parse().expect("number");
+    let sequence: i64 =
+        branch.sql("postgres", "SELECT nextval('numbers')").parse().expect("number");
     assert!((51..=100).contains(&sequence), "{sequence}");
     amcheck(&branch);
     branch.sql("postgres", "INSERT INTO items(id) VALUES (-2)");
@@ -163,8 +168,14 @@ async fn what_cannot_be_redone_is_named_and_refused() {
     let (service, live) = service(folder.path()).await;
     let (archive, start) = backup(&service, &live, live.timeline.last_record_lsn()).await;
     let parent = Server::start(&archive, &start, &[]);
-    parent.sql("postgres", "CREATE TABLE points(a int, p point); CREATE INDEX by_place ON points USING gist(p);");
-    parent.sql("postgres", "INSERT INTO points SELECT g, point(g, g) FROM generate_series(1, 2000) g;");
+    parent.sql(
+        "postgres",
+        "CREATE TABLE points(a int, p point); CREATE INDEX by_place ON points USING gist(p);",
+    );
+    parent.sql(
+        "postgres",
+        "INSERT INTO points SELECT g, point(g, g) FROM generate_series(1, 2000) g;",
+    );
     let lsn = ingest(&live, &parent);
     let named = live.timeline.unreadable(lsn).expect("unreadable");
     if named.is_empty() {
@@ -176,7 +187,8 @@ async fn what_cannot_be_redone_is_named_and_refused() {
     assert_eq!(start.unreadable[0].relation, named[0].rel);
     let server = Server::start(&archive, &start, &[]);
     assert_eq!(server.sql("postgres", "SELECT count(*) FROM points"), "2000");
-    let lookup = "SET enable_seqscan = off; SELECT count(*) FROM points WHERE p <@ box '(0,0),(10,10)'";
+    let lookup =
+        "SET enable_seqscan = off; SELECT count(*) FROM points WHERE p <@ box '(0,0),(10,10)'";
     assert!(server.sql_error("postgres", lookup).contains("invalid page in block"));
     server.sql("postgres", "REINDEX INDEX by_place");
     assert_eq!(server.sql("postgres", lookup), "10");

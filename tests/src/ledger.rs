@@ -18,7 +18,7 @@ use tokio_postgres::{Client, Config, NoTls};
 /// Writers at work.
 pub struct Ledger {
     stop: Arc<AtomicBool>,
-    writers: Vec<(Arc<Written>, JoinHandle<()>)>,
+    writers: Vec<(Arc<Written>, Option<JoinHandle<()>>)>,
 }
 
 #[derive(Default)]
@@ -32,7 +32,9 @@ impl Ledger {
     pub async fn begin(config: &Config, writers: i32) -> Ledger {
         let client = connect(config).await.expect("connect");
         client
-            .batch_execute("CREATE TABLE IF NOT EXISTS ledger (writer int, n bigint, PRIMARY KEY (writer, n))")
+            .batch_execute(
+                "CREATE TABLE IF NOT EXISTS ledger (writer int, n bigint, PRIMARY KEY (writer, n))",
+            )
             .await
             .expect("create the ledger");
         let stop = Arc::new(AtomicBool::new(false));
@@ -40,7 +42,7 @@ impl Ledger {
             .map(|writer| {
                 let written = Arc::<Written>::default();
                 let task = write(config.clone(), writer, written.clone(), stop.clone());
-                (written, tokio::spawn(task))
+                (written, Some(tokio::spawn(task)))
             })
             .collect();
         Ledger { stop, writers }
@@ -55,7 +57,9 @@ impl Ledger {
     pub async fn end(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for (_, task) in &mut self.writers {
-            let _ = tokio::time::timeout(Duration::from_secs(30), task).await;
+            if let Some(task) = task.take() {
+                let _ = tokio::time::timeout(Duration::from_secs(30), task).await;
+            }
         }
     }
 

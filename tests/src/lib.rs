@@ -66,7 +66,10 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> O
 impl Treering {
     /// `treering up` on a new directory, ready.
     pub fn start() -> Treering {
-        let dir = tempfile::Builder::new().prefix("treering-test-").tempdir().expect("temporary directory");
+        let dir = tempfile::Builder::new()
+            .prefix("treering-test-")
+            .tempdir()
+            .expect("temporary directory");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).expect("chmod");
         let port = free_port();
         let up = spawn_up(dir.path(), port);
@@ -89,7 +92,10 @@ impl Treering {
         let log = self.dir.as_ref().expect("present until drop").path().join("up.log");
         self.running = wait_for("treering up", UP_LIMIT, || {
             if let Some(status) = up.try_wait().expect("wait") {
-                panic!("treering up ended: {status}\n{}", fs::read_to_string(&log).unwrap_or_default());
+                panic!(
+                    "treering up ended: {status}\n{}",
+                    fs::read_to_string(&log).unwrap_or_default()
+                );
             }
             let running: Value = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
             (running["ready"] == true).then_some(running)
@@ -197,7 +203,10 @@ impl Treering {
             .env("PGHOST", "127.0.0.1")
             .env("PGPORT", self.port.to_string())
             .env("PGUSER", config.get_user().expect("user"))
-            .env("PGPASSWORD", String::from_utf8_lossy(config.get_password().expect("password")).as_ref())
+            .env(
+                "PGPASSWORD",
+                String::from_utf8_lossy(config.get_password().expect("password")).as_ref(),
+            )
             .env("PGDATABASE", "postgres")
             .env("PGOPTIONS", format!("branch={branch}"))
             .stdin(Stdio::null());
@@ -214,7 +223,9 @@ impl Treering {
 
     /// One value of SQL, through psql.
     pub fn sql(&self, branch: &str, query: &str) -> String {
-        self.run("psql", branch, &["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", query]).trim().to_owned()
+        self.run("psql", branch, &["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", query])
+            .trim()
+            .to_owned()
     }
 
     /// An address out of `running.json`.

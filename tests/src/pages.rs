@@ -69,7 +69,11 @@ impl Pages {
     }
 
     /// Asks many questions at once; answers in order.
-    pub fn ask_all(&mut self, lsn: Lsn, questions: impl IntoIterator<Item = Question>) -> Vec<Answer> {
+    pub fn ask_all(
+        &mut self,
+        lsn: Lsn,
+        questions: impl IntoIterator<Item = Question>,
+    ) -> Vec<Answer> {
         let mut out = BytesMut::new();
         let mut asked = 0;
         for question in questions {

@@ -29,7 +29,8 @@ pub fn descendants(of: i32) -> Vec<i32> {
 
 /// Processes whose working directory lies in `dir`: the Postgres processes of its computes.
 pub fn in_directory(dir: &Path) -> Vec<i32> {
-    let inside = |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
+    let inside =
+        |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
     all().into_iter().filter(inside).collect()
 }
 

@@ -4,7 +4,10 @@ use tokio_postgres::Client;
 
 /// Every btree through `bt_index_check` with `heapallindexed`, every table through `verify_heapam`.
 pub async fn amcheck(client: &Client) {
-    client.batch_execute("CREATE EXTENSION IF NOT EXISTS amcheck").await.expect("amcheck is installed");
+    client
+        .batch_execute("CREATE EXTENSION IF NOT EXISTS amcheck")
+        .await
+        .expect("amcheck is installed");
     let indexes = client
         .query(
             "SELECT c.oid::regclass::text, bt_index_check(c.oid, true) FROM pg_class c JOIN pg_am a ON a.oid = c.relam
@@ -42,5 +45,8 @@ pub async fn pgbench_sums(client: &Client) {
         .await
         .expect("sums");
     let sums: [i64; 4] = [row.get(0), row.get(1), row.get(2), row.get(3)];
-    assert!(sums.iter().all(|sum| *sum == sums[0]), "accounts, tellers, branches, history: {sums:?}");
+    assert!(
+        sums.iter().all(|sum| *sum == sums[0]),
+        "accounts, tellers, branches, history: {sums:?}"
+    );
 }

@@ -33,7 +33,8 @@ struct Relation {
 }
 
 fn relations(treering: &Treering, database: &str) -> Vec<Relation> {
-    let query = "SELECT c.oid::regclass, pg_relation_filepath(c.oid), c.relkind, coalesce(a.amname, '')
+    let query =
+        "SELECT c.oid::regclass, pg_relation_filepath(c.oid), c.relkind, coalesce(a.amname, '')
                  FROM pg_class c LEFT JOIN pg_am a ON a.oid = c.relam
                  WHERE c.relpersistence = 'p' AND pg_relation_filepath(c.oid) IS NOT NULL";
     let text = treering.run("psql", "main", &["-X", "-A", "-t", "-d", database, "-c", query]);
@@ -79,7 +80,13 @@ fn mask_sequence(page: &mut [u8; PAGE_SIZE]) {
     }
 }
 
-fn compare(rmid: u8, fork: Fork, block: u32, local: &[u8], stored: &[u8]) -> Result<&'static str, String> {
+fn compare(
+    rmid: u8,
+    fork: Fork,
+    block: u32,
+    local: &[u8],
+    stored: &[u8],
+) -> Result<&'static str, String> {
     let mut a: Box<[u8; PAGE_SIZE]> = Box::new(local.try_into().expect("a page"));
     let mut b: Box<[u8; PAGE_SIZE]> = Box::new(stored.try_into().expect("a page"));
     if fork == Fork::VisibilityMap {
@@ -99,7 +106,11 @@ fn compare(rmid: u8, fork: Fork, block: u32, local: &[u8], stored: &[u8]) -> Res
         None => Ok("equal under masks"),
         Some(at) => {
             let end = (at + 16).min(PAGE_SIZE);
-            Err(format!("first differs at {at}: compute {:02x?}, store {:02x?}", &a[at..end], &b[at..end]))
+            Err(format!(
+                "first differs at {at}: compute {:02x?}, store {:02x?}",
+                &a[at..end],
+                &b[at..end]
+            ))
         }
     }
 }
@@ -117,14 +128,18 @@ fn every_page_equals_the_compute_s_own() {
     treering.run("pgbench", "main", &["-n", "-c", "4", "-j", "2", "-t", "500"]);
     treering.sql("main", "VACUUM");
     treering.sql("main", "CHECKPOINT");
-    let lsn: Lsn = treering.sql("main", "SELECT pg_current_wal_flush_lsn()").parse().expect("an LSN");
+    let lsn: Lsn =
+        treering.sql("main", "SELECT pg_current_wal_flush_lsn()").parse().expect("an LSN");
 
     let branch = treering.json(&["branch", "get", "main"]);
     let id = |name: &str| branch[name].as_str().expect("an id").to_owned();
     let mut pages =
         Pages::connect(&treering.address("pageserver_pg"), &id("tenant_id"), &id("timeline_id"));
     let computes = treering.data_dir().join("agent/computes").join(id("timeline_id"));
-    let runs = fs::read_dir(computes).expect("a compute").flatten().map(|entry| entry.path().join("pgdata"));
+    let runs = fs::read_dir(computes)
+        .expect("a compute")
+        .flatten()
+        .map(|entry| entry.path().join("pgdata"));
     let pgdata = runs.into_iter().find(|path| path.is_dir()).expect("a data directory");
     let mut tally = Tally::default();
     let mut wrong = Vec::new();
@@ -132,15 +147,28 @@ fn every_page_equals_the_compute_s_own() {
         for relation in relations(&treering, database) {
             for fork in [Fork::Main, Fork::VisibilityMap] {
                 let tag = relation.tag.with_fork(fork);
-                compare_fork(&pgdata, &mut pages, &relation, tag, lsn, database, &mut tally, &mut wrong);
+                compare_fork(
+                    &pgdata, &mut pages, &relation, tag, lsn, database, &mut tally, &mut wrong,
+                );
             }
         }
     }
     eprintln!("{tally:#?}");
-    assert!(wrong.is_empty(), "{} pages differ:\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} pages differ:\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(20)].join("\n")
+    );
     assert!(tally.0.get("equal under masks").is_some_and(|n| *n > 3000), "too little was compared");
-    assert!(tally.0.get("visibility map, equal").is_some_and(|n| *n > 10), "no visibility map was compared");
-    assert!(tally.0.get("refused, not handled").is_some_and(|n| *n > 0), "the unhandled were not refused");
+    assert!(
+        tally.0.get("visibility map, equal").is_some_and(|n| *n > 10),
+        "no visibility map was compared"
+    );
+    assert!(
+        tally.0.get("refused, not handled").is_some_and(|n| *n > 0),
+        "the unhandled were not refused"
+    );
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -175,7 +203,11 @@ fn compare_fork(
         };
         match outcome {
             Ok(what) => tally.count(what),
-            Err(_) if tag.fork == Fork::VisibilityMap && database == "made_by_wal" && tag.tablespace == PG_DEFAULT => {
+            Err(_)
+                if tag.fork == Fork::VisibilityMap
+                    && database == "made_by_wal"
+                    && tag.tablespace == PG_DEFAULT =>
+            {
                 tally.count("visibility map of a WAL_LOG database");
             }
             Err(why) => wrong.push(format!("{} {tag} block {block}: {why}", relation.name)),

@@ -33,9 +33,15 @@ async fn backend(client: &Client) -> i32 {
 }
 
 /// Runs `statement` against a frozen safekeeper, lets `cancel` end its wait, and expects silence until the thaw.
-async fn held<F: Future<Output = ()>>(treering: &Treering, statement: &str, cancel: impl FnOnce(i32) -> F) {
+async fn held<F: Future<Output = ()>>(
+    treering: &Treering,
+    setting: &str,
+    statement: &str,
+    cancel: impl FnOnce(i32) -> F,
+) {
     let client = treering.connect("main").await;
     let pid = backend(&client).await;
+    client.batch_execute(setting).await.expect("set");
     let frozen = Frozen::now(treering);
     let statement = statement.to_owned();
     let mut answer = tokio::spawn(async move { client.batch_execute(&statement).await });
@@ -44,7 +50,10 @@ async fn held<F: Future<Output = ()>>(treering: &Treering, statement: &str, canc
     let early = timeout(SILENCE, &mut answer).await;
     assert!(early.is_err(), "reported before it was durable: {early:?}");
     drop(frozen);
-    let answer = timeout(Duration::from_secs(30), answer).await.expect("an answer after the thaw").expect("task");
+    let answer = timeout(Duration::from_secs(30), answer)
+        .await
+        .expect("an answer after the thaw")
+        .expect("task");
     answer.expect("the commit is done now");
 }
 
@@ -62,17 +71,18 @@ async fn a_cancelled_wait_is_held_back() {
     // A session from before the freeze, to cancel from: its own reads need no quorum.
     let other = treering.connect("main").await;
 
-    held(&treering, "INSERT INTO t VALUES (1)", |pid| {
+    held(&treering, "", "INSERT INTO t VALUES (1)", |pid| {
         let other = &other;
         async move {
-            let done = other.query_one("SELECT pg_cancel_backend($1)", &[&pid]).await.expect("cancel");
+            let done =
+                other.query_one("SELECT pg_cancel_backend($1)", &[&pid]).await.expect("cancel");
             assert!(done.get::<_, bool>(0));
         }
     })
     .await;
 
     // The client hides the warning from itself; the relay must not be fooled.
-    held(&treering, "SET client_min_messages = error; INSERT INTO t VALUES (2)", |pid| {
+    held(&treering, "SET client_min_messages = error", "INSERT INTO t VALUES (2)", |pid| {
         let other = &other;
         async move {
             other.query_one("SELECT pg_cancel_backend($1)", &[&pid]).await.expect("cancel");
@@ -80,18 +90,23 @@ async fn a_cancelled_wait_is_held_back() {
     })
     .await;
 
-    held(&treering, "SET statement_timeout = 700; CALL put(3)", |_| async {}).await;
+    held(&treering, "SET statement_timeout = 700", "CALL put(3)", |_| async {}).await;
 
     // A cancel request of the client itself, on the client port.
     let client = treering.connect("main").await;
     let token = client.cancel_token();
     let frozen = Frozen::now(&treering);
-    let mut answer = tokio::spawn(async move { client.batch_execute("INSERT INTO t VALUES (4)").await });
+    let mut answer =
+        tokio::spawn(async move { client.batch_execute("INSERT INTO t VALUES (4)").await });
     tokio::time::sleep(Duration::from_millis(500)).await;
     token.cancel_query(tokio_postgres::NoTls).await.expect("cancel request");
     assert!(timeout(SILENCE, &mut answer).await.is_err(), "reported before it was durable");
     drop(frozen);
-    timeout(Duration::from_secs(30), answer).await.expect("an answer").expect("task").expect("done");
+    timeout(Duration::from_secs(30), answer)
+        .await
+        .expect("an answer")
+        .expect("task")
+        .expect("done");
 
     let rows: i64 = setup.query_one("SELECT count(*) FROM t", &[]).await.expect("count").get(0);
     assert_eq!(rows, 4);
@@ -103,8 +118,12 @@ async fn a_stranger_cannot_release_a_commit() {
     treering.sql("main", "CREATE TABLE t (n int)");
     let dir = tempfile::tempdir().expect("temporary directory");
     let mut receiver = treering.program("pg_receivewal", "main");
-    receiver.env("PGAPPNAME", "treering_agent").args(["--synchronous", "--no-loop", "-D"]).arg(dir.path());
-    let output = receiver.stdout(Stdio::piped()).stderr(Stdio::piped()).output().expect("pg_receivewal");
+    receiver
+        .env("PGAPPNAME", "treering_agent")
+        .args(["--synchronous", "--no-loop", "-D"])
+        .arg(dir.path());
+    let output =
+        receiver.stdout(Stdio::piped()).stderr(Stdio::piped()).output().expect("pg_receivewal");
     assert!(!output.status.success(), "a stranger's receiver was let in through the client port");
 
     // Nor on the compute's own socket, where SCRAM would let the user in otherwise.
@@ -120,15 +139,13 @@ async fn a_stranger_cannot_release_a_commit() {
     }
 }
 
-fn find_sockets(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.join(".s.PGSQL.5432").exists() {
-            found.push(path);
-        } else if path.is_dir() {
-            found.extend(find_sockets(&path));
-        }
-    }
-    found
+/// Socket directories, as the agent recorded them.
+fn find_sockets(data_dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let computes = std::fs::read_dir(data_dir.join("agent/computes")).expect("computes").flatten();
+    let records = computes.filter_map(|entry| std::fs::read(entry.path().join("agent.json")).ok());
+    let of = |text: Vec<u8>| {
+        let record: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        std::path::PathBuf::from(record["socket_dir"].as_str().expect("a path"))
+    };
+    records.map(of).filter(|dir| dir.join(".s.PGSQL.5432").exists()).collect()
 }

@@ -80,11 +80,15 @@ fn the_way_in() {
     let treering = Treering::start();
     let uri = treering.ok(&["connection-string"]);
     let psql = |uri: &str| {
-        std::process::Command::new("psql").args([uri, "-Atc", "SELECT current_user"]).output().expect("psql")
+        std::process::Command::new("psql")
+            .args([uri, "-Atc", "SELECT current_user"])
+            .output()
+            .expect("psql")
     };
     let output = psql(uri.trim());
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "postgres");
-    let password = treering.config("main").get_password().map(|p| String::from_utf8_lossy(p).into_owned());
+    let password =
+        treering.config("main").get_password().map(|p| String::from_utf8_lossy(p).into_owned());
     let wrong = psql(&uri.trim().replace(&password.expect("password"), "wrong"));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("password authentication failed"));
     let unknown = psql(&uri.trim().replace("branch%3Dmain", "branch%3Dnobody"));

@@ -34,7 +34,8 @@ async fn fifty_branches_of_a_busy_database() {
         let created = if n % 2 == 0 {
             treering.json(&["branch", "create", &name])
         } else {
-            let newest = lsn(&treering.json(&["branch", "get", &format!("fork{}", n - 1)])["branch_lsn"]);
+            let newest =
+                lsn(&treering.json(&["branch", "get", &format!("fork{}", n - 1)])["branch_lsn"]);
             let at = Lsn(rand::rng().random_range(first.0..=newest.0));
             let created = treering.json(&["branch", "create", &name, "--at", &at.to_string()]);
             assert!(lsn(&created["branch_lsn"]) <= at, "not rounded down: {created}");
@@ -69,11 +70,15 @@ async fn what_was_committed_before_the_branch_is_in_it() {
     let treering = Treering::start();
     treering.run("pgbench", "main", &["-i", "-q", "-s", "1"]);
     let client = treering.connect("main").await;
-    client.batch_execute("CREATE TABLE marks (n int PRIMARY KEY, filler text)").await.expect("create");
+    client
+        .batch_execute("CREATE TABLE marks (n int PRIMARY KEY, filler text)")
+        .await
+        .expect("create");
     let path: String =
         client.query_one("SELECT pg_relation_filepath('marks')", &[]).await.expect("path").get(0);
     let mut numbers = path.split('/').skip(1).map(|n| n.parse::<u32>().expect("a number"));
-    let (database, relation) = (numbers.next().expect("database"), numbers.next().expect("relation"));
+    let (database, relation) =
+        (numbers.next().expect("database"), numbers.next().expect("relation"));
     let rel = RelTag { tablespace: 1663, database, relation, fork: Fork::Main };
     let mut pgbench = treering.program("pgbench", "main");
     let mut pgbench = pgbench
@@ -89,7 +94,12 @@ async fn what_was_committed_before_the_branch_is_in_it() {
             .await
             .expect("insert");
         let ctid: String = row.get(0);
-        let block: u32 = ctid.trim_matches(['(', ')']).split(',').next().and_then(|b| b.parse().ok()).expect("ctid");
+        let block: u32 = ctid
+            .trim_matches(['(', ')'])
+            .split(',')
+            .next()
+            .and_then(|b| b.parse().ok())
+            .expect("ctid");
         if n % 50 == 49 {
             tokio::task::block_in_place(|| treering.kill_service("safekeeper"));
         }
@@ -97,14 +107,22 @@ async fn what_was_committed_before_the_branch_is_in_it() {
         let created = tokio::task::block_in_place(|| treering.json(&["branch", "create", &name]));
         let at = lsn(&created["branch_lsn"]);
         let (tenant, timeline) = (created["tenant_id"].as_str(), created["timeline_id"].as_str());
-        let mut pages =
-            Pages::connect(&treering.address("pageserver_pg"), tenant.expect("id"), timeline.expect("id"));
-        let page = pages.page(rel, block, at).unwrap_or_else(|e| panic!("{name} block {block} at {at}: {e}"));
+        let mut pages = Pages::connect(
+            &treering.address("pageserver_pg"),
+            tenant.expect("id"),
+            timeline.expect("id"),
+        );
+        let page = pages
+            .page(rel, block, at)
+            .unwrap_or_else(|e| panic!("{name} block {block} at {at}: {e}"));
         let found = page.windows(marker.len()).any(|bytes| bytes == marker.as_bytes());
         assert!(found, "{name}: the row committed before the branch is not on its page at {at}");
         if n % 10 == 9 {
             let branch = treering.connect(&name).await;
-            let row = branch.query_one("SELECT filler FROM marks WHERE n = $1", &[&n]).await.expect("the row");
+            let row = branch
+                .query_one("SELECT filler FROM marks WHERE n = $1", &[&n])
+                .await
+                .expect("the row");
             assert_eq!(row.get::<_, String>(0), marker);
             drop(branch);
             tokio::task::block_in_place(|| treering.ok(&["stop", &name]));
@@ -133,7 +151,8 @@ async fn a_branch_at_a_time_has_the_commits_before_it_and_none_after() {
         let name = format!("at{n}");
         tokio::task::block_in_place(|| treering.json(&["branch", "create", &name, "--at", moment]));
         let branch = treering.connect(&name).await;
-        let rows: i64 = branch.query_one("SELECT count(*) FROM t", &[]).await.expect("count").get(0);
+        let rows: i64 =
+            branch.query_one("SELECT count(*) FROM t", &[]).await.expect("count").get(0);
         assert_eq!(rows, n as i64 + 1, "at {moment}");
         drop(branch);
         tokio::task::block_in_place(|| treering.ok(&["stop", &name]));

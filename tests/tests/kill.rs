@@ -14,13 +14,18 @@ const PROGRESS: usize = 50;
 
 fn load(treering: &Treering) -> Child {
     let mut pgbench = treering.program("pgbench", "main");
-    pgbench.args(["-n", "-c", "4", "-j", "2", "-T", "300"]).stdout(Stdio::null()).stderr(Stdio::null());
+    pgbench
+        .args(["-n", "-c", "4", "-j", "2", "-T", "300"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     pgbench.spawn().expect("pgbench")
 }
 
 fn progress(ledger: &Ledger) {
     let before = ledger.acknowledged();
-    wait_for("commits", Duration::from_secs(90), || (ledger.acknowledged() > before + PROGRESS).then_some(()));
+    wait_for("commits", Duration::from_secs(90), || {
+        (ledger.acknowledged() > before + PROGRESS).then_some(())
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -33,7 +38,9 @@ async fn nothing_acknowledged_is_lost_whatever_is_killed() {
         let mut pgbench = load(&treering);
         tokio::task::block_in_place(|| progress(&ledger));
         match victim {
-            "compute" => processes::in_directory(&treering.data_dir()).into_iter().for_each(processes::kill),
+            "compute" => {
+                processes::in_directory(&treering.data_dir()).into_iter().for_each(processes::kill)
+            }
             "everything" => {
                 treering.kill_everything();
                 ledger.end().await;

@@ -171,7 +171,11 @@ async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Resu
                 listen_pg,
                 listen_http,
                 pg_bin_dirs: pg_bin_dir.into_iter().collect(),
-                ..treering_pageserver::PageserverOptions::new(data_dir, safekeeper_http, safekeeper_pg)
+                ..treering_pageserver::PageserverOptions::new(
+                    data_dir,
+                    safekeeper_http,
+                    safekeeper_pg,
+                )
             };
             treering_pageserver::run(options, stop, |at| {
                 announce(json!({"pg": at.pg, "http": at.http}))

@@ -24,5 +24,11 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
         latencies.record(began.elapsed().as_nanos() as u64)?;
         treering.ok(&["stop", &name]);
     }
-    Ok(vec![Report::latency("branch-first-sql", format!("scale {scale}, eager"), "ms", 1e6, &latencies)])
+    Ok(vec![Report::latency(
+        "branch-first-sql",
+        format!("scale {scale}, eager"),
+        "ms",
+        1e6,
+        &latencies,
+    )])
 }

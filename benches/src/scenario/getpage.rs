@@ -3,7 +3,10 @@
 //! `all` draws from every block of pgbench's tables; `hot` from the branches and tellers tables, whose pages changed in
 //! every transaction.
 
-use std::{thread::sleep, time::{Duration, Instant}};
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, anyhow};
 use rand::Rng;
@@ -31,7 +34,13 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
         &treering,
         &mut pages,
         lsn,
-        &["pgbench_accounts", "pgbench_accounts_pkey", "pgbench_history", "pgbench_branches", "pgbench_tellers"],
+        &[
+            "pgbench_accounts",
+            "pgbench_accounts_pkey",
+            "pgbench_history",
+            "pgbench_branches",
+            "pgbench_tellers",
+        ],
     )?;
     let mut reports = Vec::new();
     for (name, from) in [("all", all), ("hot", hot)] {
@@ -48,7 +57,12 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
     Ok(reports)
 }
 
-fn blocks(treering: &Treering, pages: &mut Pages, lsn: Lsn, tables: &[&str]) -> anyhow::Result<Vec<(RelTag, u32)>> {
+fn blocks(
+    treering: &Treering,
+    pages: &mut Pages,
+    lsn: Lsn,
+    tables: &[&str],
+) -> anyhow::Result<Vec<(RelTag, u32)>> {
     let mut found = Vec::new();
     for table in tables {
         let path = treering.sql("main", &format!("SELECT pg_relation_filepath('{table}')"));

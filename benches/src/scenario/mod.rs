@@ -22,9 +22,21 @@ type Scenario = fn(Size) -> anyhow::Result<Vec<Report>>;
 
 /// Name, what it measures, the code.
 pub const SCENARIOS: &[(&str, &str, Scenario)] = &[
-    ("branch-create", "API answer of a branch creation while 8 clients run TPC-B (ms)", branch_create::run),
-    ("branch-first-sql", "from the request for a branch to its first SQL answer, pages fetched eagerly (ms)", branch_first_sql::run),
-    ("getpage", "one page over the wire after TPC-B, nothing compacted, one client (us)", getpage::run),
+    (
+        "branch-create",
+        "API answer of a branch creation while 8 clients run TPC-B (ms)",
+        branch_create::run,
+    ),
+    (
+        "branch-first-sql",
+        "from the request for a branch to its first SQL answer, pages fetched eagerly (ms)",
+        branch_first_sql::run,
+    ),
+    (
+        "getpage",
+        "one page over the wire after TPC-B, nothing compacted, one client (us)",
+        getpage::run,
+    ),
 ];
 
 fn histogram() -> Histogram<u64> {

@@ -53,7 +53,11 @@ impl ComputeLog {
         let file = File::open(path)?;
         let offset = file.metadata()?.len();
         let tail = Tail { file, offset, line: Vec::new(), warned: HashSet::new() };
-        Ok(ComputeLog { path: path.to_owned(), tail: Mutex::new(tail), disk_full: AtomicBool::new(false) })
+        Ok(ComputeLog {
+            path: path.to_owned(),
+            tail: Mutex::new(tail),
+            disk_full: AtomicBool::new(false),
+        })
     }
 
     /// Where the log is.
@@ -129,7 +133,9 @@ mod tests {
         let (log, mut writer) = ComputeLog::begin(&dir.path().join("postgres.log")).unwrap();
         assert!(!log.take_warning(7));
         writer
-            .write_all(b"2026-11-21 04:38:54.123 UTC [7] 01000 WARNING:  canceling wait\nDETAIL: x\n2026-")
+            .write_all(
+                b"2026-11-21 04:38:54.123 UTC [7] 01000 WARNING:  canceling wait\nDETAIL: x\n2026-",
+            )
             .unwrap();
         assert!(!log.take_warning(8));
         assert!(log.take_warning(7));

@@ -63,8 +63,15 @@ impl Owner {
 }
 
 fn fallback() -> io::Result<Owner> {
-    let none = || io::Error::other("no unprivileged user to run Postgres as: neither postgres nor nobody exists");
-    FALLBACK_USERS.into_iter().find_map(|name| passwd(|fields| fields.first() == Some(&name))).ok_or_else(none)
+    let none = || {
+        io::Error::other(
+            "no unprivileged user to run Postgres as: neither postgres nor nobody exists",
+        )
+    };
+    FALLBACK_USERS
+        .into_iter()
+        .find_map(|name| passwd(|fields| fields.first() == Some(&name)))
+        .ok_or_else(none)
 }
 
 /// The uid that belongs to a branch alone, if it has one.
@@ -89,7 +96,10 @@ pub fn unsearchable_parent(path: &Path, owner: Option<Owner>) -> Option<PathBuf>
 
 fn passwd(wanted: impl Fn(&[&str]) -> bool) -> Option<Owner> {
     let text = fs::read_to_string("/etc/passwd").ok()?;
-    let line = text.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| wanted(fields))?;
+    let line = text
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| wanted(fields))?;
     Some(Owner { uid: line.get(2)?.parse().ok()?, gid: line.get(3)?.parse().ok()? })
 }
 
@@ -102,7 +112,9 @@ pub fn own_user_name() -> io::Result<String> {
     let name = String::from_utf8_lossy(&asked.stdout).trim().to_owned();
     if !asked.status.success() || name.is_empty() {
         let uid = rustix::process::geteuid().as_raw();
-        return Err(io::Error::other(format!("uid {uid} has no name, and peer authentication needs one")));
+        return Err(io::Error::other(format!(
+            "uid {uid} has no name, and peer authentication needs one"
+        )));
     }
     Ok(name)
 }

@@ -62,7 +62,11 @@ pub fn unpack(backup: impl Read, data_dir: &Path) -> anyhow::Result<StartFacts> 
 /// Writes `pg_wal` (and the history file of a timeline that has ancestors). `before_f` is the real WAL from the
 /// start of F's segment up to F where it is still to be had; zeros do for Postgres, not for a standby that reads
 /// through F. Returns the WAL of the synthetic checkpoint, from F on.
-pub fn install_wal(data_dir: &Path, facts: &StartFacts, before_f: Option<&[u8]>) -> anyhow::Result<SyntheticWal> {
+pub fn install_wal(
+    data_dir: &Path,
+    facts: &StartFacts,
+    before_f: Option<&[u8]>,
+) -> anyhow::Result<SyntheticWal> {
     let major = PgMajor::from_number(facts.pg_version)
         .with_context(|| format!("Postgres {} is not known", facts.pg_version))?;
     let control = ControlFile::parse(&fs::read(data_dir.join("global/pg_control"))?)?;
@@ -100,10 +104,19 @@ pub fn install_wal(data_dir: &Path, facts: &StartFacts, before_f: Option<&[u8]>)
 }
 
 /// The bytes of F's segment up to F: the real ones, or valid page headers around zeros.
-fn segment_head(major: PgMajor, facts: &StartFacts, before_f: Option<&[u8]>) -> anyhow::Result<Vec<u8>> {
+fn segment_head(
+    major: PgMajor,
+    facts: &StartFacts,
+    before_f: Option<&[u8]>,
+) -> anyhow::Result<Vec<u8>> {
     let length = facts.lsn.segment_offset() as usize;
     if let Some(bytes) = before_f {
-        ensure!(bytes.len() == length, "{} bytes of WAL before {}, not {length}", bytes.len(), facts.lsn);
+        ensure!(
+            bytes.len() == length,
+            "{} bytes of WAL before {}, not {length}",
+            bytes.len(),
+            facts.lsn
+        );
         return Ok(bytes.to_vec());
     }
     let mut head = vec![0; length];
@@ -120,7 +133,12 @@ fn segment_head(major: PgMajor, facts: &StartFacts, before_f: Option<&[u8]>) -> 
 fn write_wal(wal_dir: &Path, pg_tli: u32, mut at: Lsn, mut bytes: &[u8]) -> io::Result<()> {
     loop {
         let path = wal_dir.join(at.segment_file_name(pg_tli));
-        let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path)?;
         file.set_len(WAL_SEGMENT_SIZE)?;
         let room = (WAL_SEGMENT_SIZE - at.segment_offset()) as usize;
         let (now, later) = bytes.split_at(room.min(bytes.len()));
@@ -141,6 +159,7 @@ fn history_text(history: &[(u32, Lsn)]) -> String {
 /// Writes a file that only its owner reads.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::io::Write;
-    let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+    let mut file =
+        fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
     file.write_all(bytes)
 }

@@ -31,8 +31,10 @@ pub fn processes_of(branch_dir: &Path) -> io::Result<Vec<Pid>> {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
-        let by_user = || own_uid.is_some() && entry.metadata().is_ok_and(|meta| Some(meta.uid()) == own_uid);
-        let by_place = || working_directory(pid).is_some_and(|cwd| is_run_directory(branch_dir, &cwd));
+        let by_user =
+            || own_uid.is_some() && entry.metadata().is_ok_and(|meta| Some(meta.uid()) == own_uid);
+        let by_place =
+            || working_directory(pid).is_some_and(|cwd| is_run_directory(branch_dir, &cwd));
         if (by_user() || by_place()) && is_alive(pid) && pid != std::process::id() as i32 {
             found.extend(Pid::from_raw(pid));
         }
@@ -73,7 +75,8 @@ pub fn kill_all_of(branch_dir: &Path) -> io::Result<usize> {
             return Ok(killed);
         }
         if Instant::now() > deadline {
-            let what = format!("{} processes in {} survive SIGKILL", alive.len(), branch_dir.display());
+            let what =
+                format!("{} processes in {} survive SIGKILL", alive.len(), branch_dir.display());
             return Err(io::Error::new(io::ErrorKind::TimedOut, what));
         }
         killed = killed.max(alive.len());

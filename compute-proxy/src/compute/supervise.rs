@@ -65,7 +65,8 @@ impl Postmaster {
         let Ok(text) = std::fs::read_to_string(data_dir.join("postmaster.pid")) else {
             return Ok(None);
         };
-        let pid = text.lines().next().and_then(|line| line.trim().parse().ok()).and_then(Pid::from_raw);
+        let pid =
+            text.lines().next().and_then(|line| line.trim().parse().ok()).and_then(Pid::from_raw);
         let Some(pid) = pid else { return Ok(None) };
         let alive = reap::processes_of(branch_dir)?.contains(&pid);
         Ok(alive.then(|| Postmaster { pid, branch_dir: branch_dir.to_owned(), child: None }))

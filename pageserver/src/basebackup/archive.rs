@@ -29,7 +29,8 @@ type Sink = Sender<Result<Bytes, ServiceError>>;
 /// # Errors
 /// Pages that cannot be read, except for those that this version has no redo for.
 pub(super) fn write(timeline: &Timeline, plan: Plan, sink: &Sink) -> Result<(), ServiceError> {
-    let mut tar = Tar { out: BytesMut::with_capacity(2 * CHUNK_BYTES), sink, time: clock::unix_seconds() };
+    let mut tar =
+        Tar { out: BytesMut::with_capacity(2 * CHUNK_BYTES), sink, time: clock::unix_seconds() };
     match write_all(timeline, plan, &mut tar) {
         Err(ServiceError::Shutdown) if sink.is_closed() => Ok(()),
         other => other,
@@ -101,7 +102,11 @@ impl Segment {
 fn segments(range: SlruRange) -> impl Iterator<Item = Segment> {
     let (first, last) = (range.first / SLRU_SEGMENT_PAGES, range.last / SLRU_SEGMENT_PAGES);
     let count = range.pages.div_ceil(SLRU_SEGMENT_PAGES);
-    let steps = if first <= last && range.first <= range.last { last - first } else { count - first + last };
+    let steps = if first <= last && range.first <= range.last {
+        last - first
+    } else {
+        count - first + last
+    };
     (0..=steps).map(move |step| {
         let number = (first + step) % count;
         let start = number * SLRU_SEGMENT_PAGES;
@@ -118,7 +123,9 @@ fn slru_segment(tar: &mut Tar, pages: &mut Pages, segment: &Segment) -> Result<(
     for page_no in segment.page_numbers() {
         match pages.next() {
             Ok(page) => tar.bytes(&page[..])?,
-            Err(EngineError::NoPage { .. }) if segment.may_be_missing(page_no) => tar.bytes(&ZEROS)?,
+            Err(EngineError::NoPage { .. }) if segment.may_be_missing(page_no) => {
+                tar.bytes(&ZEROS)?
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -150,7 +157,8 @@ fn relation(
                 }
                 Err(error) if pages::is_unhandled(&error) => {
                     tar.bytes(&pages::refused_page(&error.to_string())[..])?;
-                    let known = unreadable.get_or_insert_with(|| first_unreadable(major, file.name, &error));
+                    let known = unreadable
+                        .get_or_insert_with(|| first_unreadable(major, file.name, &error));
                     known.blocks += 1;
                 }
                 Err(error) => return Err(error.into()),

@@ -52,7 +52,8 @@ pub async fn begin(
         // Waits here, not before the first byte: the plan is cheap to hold.
         let Ok(_turn) = service.backups.acquire().await else { return };
         let sink = sender.clone();
-        let written = tokio::task::spawn_blocking(move || archive::write(&live.timeline, plan, &sink));
+        let written =
+            tokio::task::spawn_blocking(move || archive::write(&live.timeline, plan, &sink));
         let failed = match written.await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error,

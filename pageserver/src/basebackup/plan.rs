@@ -107,7 +107,8 @@ pub(super) fn plan(live: &LiveTimeline, lsn: Lsn) -> Result<Plan, ServiceError> 
     let boundary = record_end(live, lsn)?;
     let state = cluster_state::load(timeline, lsn)?;
     let control = cluster_state::imported_control(timeline, lsn)?;
-    let (start, control) = start::describe(timeline, boundary, &state, control, clock::unix_seconds());
+    let (start, control) =
+        start::describe(timeline, boundary, &state, control, clock::unix_seconds());
     let parsed = ControlFile::parse(&control).map_err(cluster_state::LoadError::from)?;
     let major = parsed.major();
     let mut plan = Plan {
@@ -293,11 +294,7 @@ fn slru_ranges(
 }
 
 /// The member offset of the oldest multixact (`find_multixact_start`).
-fn oldest_member(
-    live: &LiveTimeline,
-    lsn: Lsn,
-    state: &ClusterState,
-) -> Result<u32, ServiceError> {
+fn oldest_member(live: &LiveTimeline, lsn: Lsn, state: &ClusterState) -> Result<u32, ServiceError> {
     if state.oldest_multi == state.next_multi {
         return Ok(state.next_multi_offset);
     }

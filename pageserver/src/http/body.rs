@@ -84,7 +84,8 @@ fn id<T: std::str::FromStr<Err: ToString>>(field: &str, text: &str) -> Result<T,
 /// The field that serde's message names first, between backticks.
 fn field_in(message: &str) -> Option<String> {
     let (kind, rest) = message.split_once("field `")?;
-    let is_about_field = kind.ends_with("unknown ") || kind.ends_with("missing ") || kind.ends_with("duplicate ");
+    let is_about_field =
+        kind.ends_with("unknown ") || kind.ends_with("missing ") || kind.ends_with("duplicate ");
     is_about_field.then(|| rest.split('`').next().map(str::to_owned)).flatten()
 }
 

@@ -42,10 +42,7 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, Json<CreatedView>), Problem> {
     let timer = Instant::now();
     let id = new.new_timeline_id.unwrap_or_else(|| TimelineId(rand::random()));
-    let wait_ms = new.wait_ms.unwrap_or(WAIT_MS_DEFAULT);
-    if wait_ms > WAIT_MS_MAX {
-        return Err(Problem::invalid(Some("wait_ms"), format!("at most {WAIT_MS_MAX}")));
-    }
+    let patience = patience(new.wait_ms)?;
     let Some(ancestor) = new.ancestor_timeline_id else {
         if new.ancestor_start_lsn.is_some() {
             let message = "an LSN needs an ancestor_timeline_id";
@@ -56,7 +53,6 @@ pub(super) async fn create(
         let view = CreatedView { timeline, requested_lsn: None, unhandled: Vec::new() };
         return Ok((StatusCode::CREATED, Json(view)));
     };
-    let patience = Duration::from_millis(wait_ms);
     let at = new.ancestor_start_lsn;
     let made = service.branch(tenant, id, ancestor, at, patience).await?;
     let live = Arc::clone(&made.live);
@@ -68,6 +64,13 @@ pub(super) async fn create(
     let timeline = TimelineView::from(&*made.live);
     let view = CreatedView { timeline, requested_lsn: Some(made.asked), unhandled };
     Ok((StatusCode::CREATED, Json(view)))
+}
+
+fn patience(wait_ms: Option<u64>) -> Result<Duration, Problem> {
+    match wait_ms.unwrap_or(WAIT_MS_DEFAULT) {
+        wait_ms @ 0..=WAIT_MS_MAX => Ok(Duration::from_millis(wait_ms)),
+        _ => Err(Problem::invalid(Some("wait_ms"), format!("at most {WAIT_MS_MAX}"))),
+    }
 }
 
 pub(super) async fn list(
@@ -133,7 +136,7 @@ pub(super) async fn lsn_by_timestamp(
     let live = service.live(tenant, timeline)?;
     let time = views::pg_time(asked.timestamp);
     let timestamp = asked.timestamp;
-    live.wait_for(asked.wait_lsn, Duration::from_millis(WAIT_MS_DEFAULT)).await?;
+    service.wait_for(&live, asked.wait_lsn, Duration::from_millis(WAIT_MS_DEFAULT)).await?;
     let found = service.blocking(move || find_lsn(&live, time)).await?;
     let (lsn, kind) = found;
     Ok(Json(LsnByTimestamp { lsn, kind, timestamp }))
@@ -145,11 +148,13 @@ fn find_lsn(live: &LiveTimeline, time: i64) -> Result<(Lsn, &'static str), Servi
     while let Some((ancestor, _)) = root.ancestor() {
         root = ancestor;
     }
-    let before_history = |start_lsn| ServiceError::Engine(treering_engine::EngineError::BeforeHistory {
-        timeline: live.id(),
-        wanted: Lsn::INVALID,
-        start_lsn,
-    });
+    let before_history = |start_lsn| {
+        ServiceError::Engine(treering_engine::EngineError::BeforeHistory {
+            timeline: live.id(),
+            wanted: Lsn::INVALID,
+            start_lsn,
+        })
+    };
     if time < root.identity().created_at {
         return Err(before_history(root.start_lsn()));
     }

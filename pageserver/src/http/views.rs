@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
-use treering_engine::{Timeline, TenantInfo, Unreadable};
+use treering_engine::{TenantInfo, Timeline, Unreadable};
 use treering_types::{Lsn, TenantId, TimelineId};
 use treering_wire::{PG_EPOCH_UNIX_SECONDS, PgTime};
 
@@ -133,7 +133,10 @@ impl From<Unreadable> for UnhandledView {
 }
 
 /// Relations of `timeline` that are not whole at `lsn`.
-pub(super) fn unhandled(timeline: &Timeline, lsn: Lsn) -> treering_engine::Result<Vec<UnhandledView>> {
+pub(super) fn unhandled(
+    timeline: &Timeline,
+    lsn: Lsn,
+) -> treering_engine::Result<Vec<UnhandledView>> {
     Ok(timeline.unreadable(lsn)?.into_iter().map(UnhandledView::from).collect())
 }
 

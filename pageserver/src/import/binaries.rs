@@ -88,7 +88,7 @@ impl Account {
     }
 
     /// Supplementary groups are dropped too: `std` does so when root sets a uid.
-    pub(super) fn run_as<'a>(self, command: &'a mut Command) -> &'a mut Command {
+    pub(super) fn run_as(self, command: &mut Command) -> &mut Command {
         command.uid(self.uid).gid(self.gid)
     }
 }

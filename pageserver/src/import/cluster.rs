@@ -249,7 +249,8 @@ fn for_each_page(
     mut each: impl FnMut(&[u8; PAGE_SIZE]) -> Result<(), ImportError>,
 ) -> Result<(), ImportError> {
     let unreadable = |source| ImportError::Read { path: path.to_owned(), source };
-    let mut file = io::BufReader::with_capacity(64 * PAGE_SIZE, File::open(path).map_err(unreadable)?);
+    let mut file =
+        io::BufReader::with_capacity(64 * PAGE_SIZE, File::open(path).map_err(unreadable)?);
     let length = file.get_ref().metadata().map_err(unreadable)?.len();
     if length % PAGE_SIZE as u64 != 0 {
         return Err(bad_file(path, format!("{length} bytes are no whole number of pages")));

@@ -14,7 +14,9 @@ mod wal_end;
 use std::{io, path::PathBuf};
 
 use treering_engine::EngineError;
-use treering_pgfmt::{control::ControlError, relmap::RelMapError, version::PgMajor, wal::error::WalError};
+use treering_pgfmt::{
+    control::ControlError, relmap::RelMapError, version::PgMajor, wal::error::WalError,
+};
 use treering_types::{ErrorKind, Lsn};
 
 pub use cluster::import_cluster;
@@ -23,9 +25,13 @@ pub use template::{AGENT_ROLE, Templates};
 /// Why a cluster could not be made or imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    #[error("PostgreSQL {major} is not installed: no initdb and postgres of that version in {looked_in:?}")]
+    #[error(
+        "PostgreSQL {major} is not installed: no initdb and postgres of that version in {looked_in:?}"
+    )]
     NoPostgres { major: PgMajor, looked_in: Vec<PathBuf> },
-    #[error("running as root, and none of the accounts {tried:?} exists: Postgres refuses to run as root")]
+    #[error(
+        "running as root, and none of the accounts {tried:?} exists: Postgres refuses to run as root"
+    )]
     NoAccount { tried: &'static [&'static str] },
     #[error("{step} failed: {output}")]
     Step { step: &'static str, output: String },
@@ -55,12 +61,16 @@ impl ImportError {
     /// What the caller may do.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            ImportError::NoPostgres { .. } | ImportError::NoAccount { .. } => ErrorKind::Unavailable,
+            ImportError::NoPostgres { .. } | ImportError::NoAccount { .. } => {
+                ErrorKind::Unavailable
+            }
             ImportError::Step { .. } | ImportError::Read { .. } | ImportError::Io(_) => {
                 ErrorKind::Io
             }
             ImportError::NotShutDown | ImportError::OtherMajor { .. } => ErrorKind::Invalid,
-            ImportError::BadFile { .. } | ImportError::NotTheCheckpoint { .. } => ErrorKind::Corrupt,
+            ImportError::BadFile { .. } | ImportError::NotTheCheckpoint { .. } => {
+                ErrorKind::Corrupt
+            }
             ImportError::Control(error) => error.kind(),
             ImportError::RelMap(error) => error.kind(),
             ImportError::Wal { source, .. } => source.kind(),

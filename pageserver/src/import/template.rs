@@ -87,11 +87,7 @@ impl Drop for Scratch {
 }
 
 /// Checksums on; the C locale, so that indexes never depend on a machine's libc; no `trust` anywhere.
-fn initdb(
-    binaries: &Binaries,
-    account: Option<Account>,
-    data: &Path,
-) -> Result<(), ImportError> {
+fn initdb(binaries: &Binaries, account: Option<Account>, data: &Path) -> Result<(), ImportError> {
     let mut command = Command::new(binaries.program("initdb"));
     command.arg("-D").arg(data).args([
         "--data-checksums",

@@ -46,8 +46,8 @@ fn record_at(data: &Path, control: &ControlFile, start: Lsn) -> Result<RawRecord
     let mut at = start;
     loop {
         let path = data.join("pg_wal").join(at.segment_file_name(tli));
-        let segment = fs::read(&path)
-            .map_err(|source| ImportError::Read { path: path.clone(), source })?;
+        let segment =
+            fs::read(&path).map_err(|source| ImportError::Read { path: path.clone(), source })?;
         let from = at.segment_offset() as usize;
         decoder.feed(segment.get(from..).unwrap_or_default());
         if let Some(record) = decoder.next_record().map_err(bad)? {

@@ -44,7 +44,9 @@ pub enum ApplyError {
     State(#[from] LoadError),
     #[error(transparent)]
     Engine(#[from] EngineError),
-    #[error("the record that ends at {lsn} names block {block} of {rel}, past the largest block number")]
+    #[error(
+        "the record that ends at {lsn} names block {block} of {rel}, past the largest block number"
+    )]
     BlockNumber { lsn: Lsn, rel: RelTag, block: u32 },
     #[error("WAL from {got} was fed where {expected} follows")]
     Gap { expected: Lsn, got: Lsn },
@@ -260,7 +262,8 @@ impl Applier {
         prev_end: Lsn,
         lsn: Lsn,
     ) -> Result<(), ApplyError> {
-        let map = self.timeline.get_value(Key::rel_map(from.tablespace, from.database), prev_end)?;
+        let map =
+            self.timeline.get_value(Key::rel_map(from.tablespace, from.database), prev_end)?;
         let map = map.map_or(Directory::Bare { path: String::new() }, |(_, bytes)| {
             Directory::decode(&bytes)
         });

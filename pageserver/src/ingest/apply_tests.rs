@@ -156,7 +156,8 @@ fn every_record_end_is_found() {
             let found = timeline.record_boundary(end).expect("read").expect("boundary");
             assert_eq!((found.end, found.start), (end, start));
             if before > log.records[0].1 {
-                let found = timeline.record_boundary(Lsn(end.0 - 1)).expect("read").expect("boundary");
+                let found =
+                    timeline.record_boundary(Lsn(end.0 - 1)).expect("read").expect("boundary");
                 assert_eq!(found.end, before);
             }
         }
@@ -174,7 +175,8 @@ fn boundaries_reach_across_a_fork() {
     apply_all(&timeline, &log);
     let (start, fork) = log.records[20];
     let child = TimelineId([3; 16]);
-    let branch = engine.tenant(TENANT).and_then(|tenant| tenant.branch(child, MAIN, fork)).expect("branch");
+    let branch =
+        engine.tenant(TENANT).and_then(|tenant| tenant.branch(child, MAIN, fork)).expect("branch");
     let found = branch.record_boundary(fork).expect("read").expect("boundary");
     assert_eq!((found.end, found.start), (fork, start));
 
@@ -184,7 +186,10 @@ fn boundaries_reach_across_a_fork() {
     applier.feed(fork, &own.bytes).expect("feed");
     assert_eq!(applier.apply().expect("apply"), ended);
     let found = branch.record_boundary(ended).expect("read").expect("boundary");
-    assert_eq!((found.end, found.start), own.records.last().map(|(start, end)| (*end, *start)).expect("record"));
+    assert_eq!(
+        (found.end, found.start),
+        own.records.last().map(|(start, end)| (*end, *start)).expect("record")
+    );
     let found = branch.record_boundary(fork).expect("read").expect("boundary");
     assert_eq!((found.end, found.start), (fork, start));
     // The parent's commit after the fork is not the branch's.
@@ -208,7 +213,8 @@ fn relations_come_grow_shrink_and_go() {
         [before, created, grown, cut, again, again_created].map(blocks),
         [None, Some(0), Some(4), Some(2), Some(5), Some(5)]
     );
-    let byte = |block, lsn| timeline.get_page(Key::rel_block(REL, block), lsn).map(|page| page[5000]);
+    let byte =
+        |block, lsn| timeline.get_page(Key::rel_block(REL, block), lsn).map(|page| page[5000]);
     assert_eq!(byte(3, grown).expect("page"), 7);
     assert!(matches!(byte(3, cut), Err(EngineError::NoBlock { blocks: 2, .. })));
     assert_eq!(byte(3, again).expect("page"), 0, "what was cut off does not come back");
@@ -240,7 +246,10 @@ fn records_of_unknown_kind_are_counted() {
     apply_all(&timeline, &log);
     let found = timeline.unreadable(last).expect("unreadable");
     assert_eq!(found.len(), 1);
-    assert_eq!((found[0].rel, found[0].lsn, found[0].what.count, found[0].what.info), (REL, last, 2, 0x20));
+    assert_eq!(
+        (found[0].rel, found[0].lsn, found[0].what.count, found[0].what.info),
+        (REL, last, 2, 0x20)
+    );
     assert!(timeline.get_page(Key::rel_block(REL, 0), last).is_err());
 }
 

@@ -30,7 +30,9 @@ pub async fn run(service: Arc<Service>) {
         let answer = ask(&client, &url).await;
         match &answer {
             Ok(_) if !was_reachable => tracing::info!(url, "safekeeper answers again"),
-            Err(error) if was_reachable => tracing::warn!(url, %error, "safekeeper does not answer"),
+            Err(error) if was_reachable => {
+                tracing::warn!(url, %error, "safekeeper does not answer")
+            }
             Ok(_) | Err(_) => {}
         }
         was_reachable = answer.is_ok();

@@ -79,7 +79,10 @@ impl ReceiveError {
 }
 
 /// Streams and applies until there is nothing left to do for a while, or an error.
-pub(super) async fn receive(service: &Service, live: &Arc<LiveTimeline>) -> Result<(), ReceiveError> {
+pub(super) async fn receive(
+    service: &Service,
+    live: &Arc<LiveTimeline>,
+) -> Result<(), ReceiveError> {
     let mut receiver = Receiver::start(service, live).await?;
     live.ingest_goes_well();
     let ended = receiver.run().await;
@@ -116,7 +119,8 @@ impl<'a> Receiver<'a> {
         live: &'a Arc<LiveTimeline>,
     ) -> Result<Receiver<'a>, ReceiveError> {
         let timeline = Arc::clone(&live.timeline);
-        let applier = service.blocking(move || Ok::<_, ServiceError>(Applier::open(timeline))).await??;
+        let applier =
+            service.blocking(move || Ok::<_, ServiceError>(Applier::open(timeline))).await??;
         let start = applier.fed_to();
         let mut receiver = Receiver {
             stream: connect(&service.options.safekeeper_pg).await?,
@@ -317,7 +321,8 @@ impl<'a> Receiver<'a> {
 async fn connect(address: &str) -> Result<TcpStream, ReceiveError> {
     let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
     let address = address.to_owned();
-    let connected = connecting.map_err(|_| ReceiveError::ConnectTimedOut { address: address.clone() })?;
+    let connected =
+        connecting.map_err(|_| ReceiveError::ConnectTimedOut { address: address.clone() })?;
     let stream = connected.map_err(|source| ReceiveError::Connect { address, source })?;
     stream.set_nodelay(true)?;
     Ok(stream)

@@ -17,7 +17,12 @@ use crate::live::LiveTimeline;
 const SLRU_SEGMENT_PAGES: u32 = 32;
 
 /// Answers every request, in order, and counts the errors among the answers. Pages are read in one engine batch.
-pub(super) fn answer(live: &LiveTimeline, requests: &[Request], lsn: Lsn, out: &mut Writer) -> usize {
+pub(super) fn answer(
+    live: &LiveTimeline,
+    requests: &[Request],
+    lsn: Lsn,
+    out: &mut Writer,
+) -> usize {
     let keys: Vec<Key> = requests.iter().filter_map(page_key).collect();
     let mut pages = live.timeline.get_pages(&keys, lsn).into_iter();
     let checksums = live.has_checksums();

@@ -30,8 +30,9 @@ impl FromStr for Command {
             }),
             _ => Err(ServiceError::Invalid {
                 field: None,
-                message: "expected `pagestream_v3 TENANT TIMELINE` or `basebackup TENANT TIMELINE LSN`"
-                    .to_owned(),
+                message:
+                    "expected `pagestream_v3 TENANT TIMELINE` or `basebackup TENANT TIMELINE LSN`"
+                        .to_owned(),
                 hint: None,
             }),
         }

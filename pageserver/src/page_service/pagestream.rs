@@ -118,7 +118,8 @@ async fn read_lsn(
 ) -> Result<Lsn, ServiceError> {
     let Header { lsn, not_modified_since, request_id: _ } = header;
     if not_modified_since > lsn {
-        let message = format!("not_modified_since {not_modified_since} lies after the LSN asked for, {lsn}");
+        let message =
+            format!("not_modified_since {not_modified_since} lies after the LSN asked for, {lsn}");
         return Err(ServiceError::invalid("not_modified_since", message));
     }
     service.wait_for(live, not_modified_since, service.options.wait_lsn_max).await?;
@@ -142,11 +143,8 @@ mod tests {
 
     #[test]
     fn batches_share_an_lsn_within_everyones_bounds() {
-        let header = |since, lsn| Header {
-            request_id: 0,
-            lsn: Lsn(lsn),
-            not_modified_since: Lsn(since),
-        };
+        let header =
+            |since, lsn| Header { request_id: 0, lsn: Lsn(lsn), not_modified_since: Lsn(since) };
         assert!(can_read_at(&header(10, 20), Lsn(20)));
         assert!(can_read_at(&header(10, u64::MAX), Lsn(10)));
         assert!(!can_read_at(&header(10, 20), Lsn(21)));

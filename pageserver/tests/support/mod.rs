@@ -49,7 +49,11 @@ pub async fn service(folder: &Path) -> (Arc<Service>, Arc<LiveTimeline>) {
 }
 
 /// The whole archive, and its description.
-pub async fn backup(service: &Arc<Service>, live: &Arc<LiveTimeline>, lsn: Lsn) -> (Vec<u8>, Start) {
+pub async fn backup(
+    service: &Arc<Service>,
+    live: &Arc<LiveTimeline>,
+    lsn: Lsn,
+) -> (Vec<u8>, Start) {
     let chunks = basebackup::begin(service, Arc::clone(live), lsn).await;
     let mut chunks = chunks.unwrap_or_else(|error| panic!("basebackup at {lsn}: {error}"));
     let mut archive = Vec::new();
@@ -89,7 +93,8 @@ fn account() -> Option<(u32, u32)> {
     }
     let passwd = fs::read_to_string("/etc/passwd").expect("passwd");
     let line = passwd.lines().find(|line| line.starts_with("postgres:")).expect("account postgres");
-    let numbers: Vec<u32> = line.split(':').skip(2).take(2).map(|n| n.parse().expect("id")).collect();
+    let numbers: Vec<u32> =
+        line.split(':').skip(2).take(2).map(|n| n.parse().expect("id")).collect();
     Some((numbers[0], numbers[1]))
 }
 
@@ -126,7 +131,12 @@ impl Server {
         let log = fs::File::create(folder.path().join("log")).expect("log");
         let mut command = Command::new(format!("{BIN}/postgres"));
         command.arg("-D").arg(&data).arg("-k").arg(folder.path()).args(["-c", "listen_addresses="]);
-        for setting in ["fsync=off", "full_page_writes=off", "max_prepared_transactions=10", "wal_keep_size=10GB"] {
+        for setting in [
+            "fsync=off",
+            "full_page_writes=off",
+            "max_prepared_transactions=10",
+            "wal_keep_size=10GB",
+        ] {
             command.args(["-c", setting]);
         }
         settings.iter().for_each(|setting| {
@@ -157,7 +167,19 @@ impl Server {
 
     fn psql(&self, database: &str, sql: &str) -> (bool, String) {
         let mut command = Command::new(format!("{BIN}/psql"));
-        command.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", database, "-p"]);
+        command.args([
+            "-X",
+            "-A",
+            "-t",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-U",
+            "postgres",
+            "-d",
+            database,
+            "-p",
+        ]);
         command.arg(self.port.to_string()).arg("-h");
         command.arg(self.folder.path()).stdin(Stdio::piped());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -185,7 +207,11 @@ impl Server {
 
     pub fn pgbench(&self, args: &[&str]) {
         let mut command = Command::new(format!("{BIN}/pgbench"));
-        command.args(["-U", "postgres", "-p", &self.port.to_string(), "-h"]).arg(self.folder.path()).args(args).arg("postgres");
+        command
+            .args(["-U", "postgres", "-p", &self.port.to_string(), "-h"])
+            .arg(self.folder.path())
+            .args(args)
+            .arg("postgres");
         let output = command.output().expect("pgbench");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
@@ -201,7 +227,8 @@ impl Server {
         let mut at = from;
         while at < to {
             let path = self.data.join("pg_wal").join(at.segment_file_name(tli));
-            let segment = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let segment =
+                fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             let next = (at.segment_start() + WAL_SEGMENT_SIZE).min(to);
             let first = at.segment_offset() as usize;
             wal.extend_from_slice(&segment[first..first + (next.0 - at.0) as usize]);
@@ -253,7 +280,8 @@ fn install_wal(data: &Path, start: &Start) {
     for segment in bytes.chunks(WAL_SEGMENT_SIZE as usize) {
         let mut segment = segment.to_vec();
         segment.resize(WAL_SEGMENT_SIZE as usize, 0);
-        fs::write(data.join("pg_wal").join(at.segment_file_name(start.pg_tli)), segment).expect("segment");
+        fs::write(data.join("pg_wal").join(at.segment_file_name(start.pg_tli)), segment)
+            .expect("segment");
         at = at + WAL_SEGMENT_SIZE;
     }
     if !start.history.is_empty() {

@@ -48,7 +48,7 @@ CREATE SEQUENCE counter;
 SELECT count(nextval('counter')) FROM generate_series(1, 100);
 SELECT setval('counter', 5000);
 CREATE EXTENSION bloom;
-CREATE INDEX customers_bloom ON customers USING bloom (id, score);
+CREATE INDEX customers_bloom ON customers USING bloom (id, note);
 INSERT INTO customers (email) SELECT 'bloomed' || n FROM generate_series(1, 2000) n;
 -- Not redone by this version: its pages must be refused.
 CREATE TABLE hashed (k int);

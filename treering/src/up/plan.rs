@@ -99,8 +99,7 @@ impl Plan {
 
     fn add(&mut self, data_dir: &DataDir, name: &'static str, options: Vec<(&str, String)>) {
         let own = data_dir.service_dir(name).display().to_string();
-        let mut arguments: Vec<_> =
-            ["service", name, "--data-dir", &own].map(str::to_owned).into();
+        let mut arguments: Vec<_> = ["service", name, "--data-dir", &own].map(str::to_owned).into();
         for (option, value) in options {
             arguments.extend([option.to_owned(), value]);
         }
