@@ -30,6 +30,7 @@ pub fn heap_insert(offset: u16) -> PageChange {
         xid: 1000 + u32::from(offset),
         block_id: 0,
         will_init: first,
+        hints_logged: false,
         blocks: vec![PartBlock { id: 0, block: 0, has_data: true }],
         data: Bytes::from(data),
         main: Bytes::from(main),

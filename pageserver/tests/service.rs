@@ -166,7 +166,7 @@ impl Pages {
         for request in requests {
             let mut payload = BytesMut::new();
             request.encode(&mut payload);
-            out.extend_from_slice(&[b'd']);
+            out.extend_from_slice(b"d");
             out.extend_from_slice(&(payload.len() as u32 + 4).to_be_bytes());
             out.extend_from_slice(&payload);
         }

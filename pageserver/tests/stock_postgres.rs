@@ -84,9 +84,13 @@ const WORKLOAD: &str = "
     CREATE TABLESPACE empty LOCATION '';
     CREATE TABLE elsewhere(a int) TABLESPACE place; INSERT INTO elsewhere SELECT generate_series(1, 3000);
     VACUUM FULL pg_class;
+    BEGIN; SELECT id FROM items WHERE id = 1 FOR KEY SHARE; SAVEPOINT s;
+    UPDATE items SET name = 'shared' WHERE id = 1; RELEASE s; COMMIT;
+    DO $$ BEGIN FOR i IN 1..35000 LOOP PERFORM txid_current(); COMMIT; END LOOP; END $$;
+    INSERT INTO items(id, name) VALUES (1000002, 'on the second page of pg_xact');
 ";
 
-const CHECKS: [&str; 9] = [
+const CHECKS: [&str; 11] = [
     "SELECT count(*), sum(id), md5(string_agg(name, ',' ORDER BY id)) FROM items",
     "SELECT count(*) FROM items WHERE tags @> ARRAY[3]",
     "SELECT count(*), max(a) FROM cut",
@@ -96,6 +100,8 @@ const CHECKS: [&str; 9] = [
     "SELECT spcname FROM pg_tablespace ORDER BY 1",
     "SET enable_seqscan = off; SET enable_bitmapscan = off; SELECT count(id) FROM items WHERE id > 0",
     "SELECT count(*) FROM pg_class WHERE relname = 'gone'",
+    "SELECT count(*), count(pg_xact_commit_timestamp(xmin)) FROM items",
+    "SELECT name, xmax::text::bigint FROM items WHERE id = 1",
 ];
 
 /// A workload of everything beside plain rows, ingested from WAL, is there on a branch; the branch and its parent go
@@ -105,7 +111,8 @@ async fn a_branch_holds_what_the_parent_wrote() {
     let folder = tempfile::tempdir().expect("folder");
     let (service, live) = service(folder.path()).await;
     let (archive, start) = backup(&service, &live, live.timeline.last_record_lsn()).await;
-    let parent = Server::start(&archive, &start, &[]);
+    let stamped = ["track_commit_timestamp=on"];
+    let parent = Server::start(&archive, &start, &stamped);
     parent.sql("postgres", "CREATE DATABASE postgres_copy; \\c postgres_copy\nCREATE TABLE mark AS SELECT generate_series(1, 777) a;");
     parent.sql("postgres", WORKLOAD);
     let before: Vec<String> = CHECKS.iter().map(|sql| parent.sql("postgres", sql)).collect();
@@ -121,7 +128,7 @@ async fn a_branch_holds_what_the_parent_wrote() {
     assert_eq!((start.pg_tli, start.history.clone()), (2, vec![(1, lsn)]));
     assert_eq!(start.max_prepared_transactions_needed, 1);
     assert_eq!(start.unreadable, vec![]);
-    let mut branch = Server::start(&archive, &start, &[]);
+    let mut branch = Server::start(&archive, &start, &stamped);
     let after: Vec<String> = CHECKS.iter().map(|sql| branch.sql("postgres", sql)).collect();
     assert_eq!(after, before);
     assert_eq!(branch.sql("postgres", "SELECT count(*) FROM late"), "0");
@@ -135,7 +142,10 @@ async fn a_branch_holds_what_the_parent_wrote() {
         branch.sql("postgres", "SELECT nextval('numbers')").parse().expect("number");
     assert!((51..=100).contains(&sequence), "{sequence}");
     amcheck(&branch);
-    branch.sql("postgres", "INSERT INTO items(id) VALUES (-2)");
+    branch.sql(
+        "postgres",
+        "INSERT INTO items(id) VALUES (-2); UPDATE items SET name = 'after' WHERE id = 1",
+    );
 
     // The branch's own log is ingested onto its own timeline, and it starts again from there.
     branch.sql("postgres", "CHECKPOINT");

@@ -123,7 +123,10 @@ async fn read_lsn(
         return Err(ServiceError::invalid("not_modified_since", message));
     }
     service.wait_for(live, not_modified_since, service.options.wait_lsn_max).await?;
-    Ok(live.timeline.last_record_lsn().min(lsn))
+    let newest = live.timeline.last_record_lsn().min(lsn);
+    // After a restart an ancestor may still be on its way to the fork.
+    service.wait_for(live, newest, service.options.wait_lsn_max).await?;
+    Ok(newest)
 }
 
 /// True when a request allows `lsn` as well as its own newest.
