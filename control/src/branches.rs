@@ -217,8 +217,7 @@ impl Branches {
         let requested_lsn = match at {
             None => barrier,
             Some(At::Time(time)) => {
-                self.peers.wait_ingested(tenant, ancestor, barrier).await?;
-                let found = self.peers.lsn_by_time(tenant, ancestor, time).await;
+                let found = self.peers.lsn_by_time(tenant, ancestor, time, barrier).await;
                 clock.done("find the LSN");
                 found.map_err(|error| self.outside_history(project, source, time, error))?
             }

@@ -1,6 +1,6 @@
 //! The admin APIs of the pageserver, the safekeeper and the agent, as control uses them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use reqwest::{Method, StatusCode};
@@ -12,9 +12,6 @@ use crate::{ControlOptions, error::ApiError};
 
 /// The longest any call to a peer may take: starting a compute fetches its pages.
 const CALL_LIMIT: Duration = Duration::from_secs(600);
-/// How long the pageserver may be behind the log before a question about its end is given up.
-const INGEST_LIMIT: Duration = Duration::from_secs(10);
-const INGEST_POLL: Duration = Duration::from_millis(5);
 
 /// The peers of control.
 pub struct Peers {
@@ -127,40 +124,22 @@ impl Peers {
         self.call(Method::GET, format!("{}/{id}", self.timelines(tenant)), None).await
     }
 
-    /// Returns once the pageserver has ingested `lsn`.
-    pub async fn wait_ingested(
-        &self,
-        tenant: TenantId,
-        id: TimelineId,
-        lsn: Lsn,
-    ) -> Result<(), ApiError> {
-        let deadline = Instant::now() + INGEST_LIMIT;
-        loop {
-            let reached = self.timeline(tenant, id).await?.last_record_lsn;
-            if reached >= lsn {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                let why =
-                    format!("the pageserver is at {reached} and did not get to {lsn} in time");
-                return Err(ApiError::new("timeout", why));
-            }
-            tokio::time::sleep(INGEST_POLL).await;
-        }
-    }
-
-    /// The LSN of a moment, as far as the pageserver has ingested the timeline.
+    /// The LSN of a moment, once the pageserver has ingested `ingested`.
     pub async fn lsn_by_time(
         &self,
         tenant: TenantId,
         id: TimelineId,
         time: jiff::Timestamp,
+        ingested: Lsn,
     ) -> Result<Lsn, ApiError> {
         #[derive(Deserialize)]
         struct LsnByTime {
             lsn: Lsn,
         }
-        let url = format!("{}/{id}/lsn_by_timestamp?timestamp={time}", self.timelines(tenant));
+        let url = format!(
+            "{}/{id}/lsn_by_timestamp?timestamp={time}&wait_lsn={ingested}",
+            self.timelines(tenant)
+        );
         Ok(self.call::<LsnByTime>(Method::GET, url, None).await?.lsn)
     }
 
