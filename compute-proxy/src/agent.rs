@@ -232,6 +232,10 @@ impl Agent {
             fs::create_dir_all(&dir)?;
             fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))?;
             reap::kill_all_of(&dir)?;
+            if let Ok(old) = RunRecord::load(&dir) {
+                // Left behind by an agent that was killed; the record is ours, so the path is one we made.
+                let _ = fs::remove_dir_all(old.socket_dir());
+            }
             if has_less_than(&dir, FREE_BYTES_LOW) {
                 anyhow::bail!(disk_full(&dir));
             }

@@ -21,6 +21,10 @@ fn load(treering: &Treering) -> Child {
     pgbench.spawn().expect("pgbench")
 }
 
+fn pid_of_main(treering: &Treering) -> Option<i64> {
+    tokio::task::block_in_place(|| treering.json(&["branch", "get", "main"]))["pid"].as_i64()
+}
+
 fn progress(ledger: &Ledger) {
     let before = ledger.acknowledged();
     wait_for("commits", Duration::from_secs(90), || {
@@ -37,6 +41,7 @@ async fn nothing_acknowledged_is_lost_whatever_is_killed() {
         let mut ledger = Ledger::begin(&treering.config("main"), 4).await;
         let mut pgbench = load(&treering);
         tokio::task::block_in_place(|| progress(&ledger));
+        let postmaster = pid_of_main(&treering);
         match victim {
             "compute" => {
                 processes::in_directory(&treering.data_dir()).into_iter().for_each(processes::kill)
@@ -50,6 +55,10 @@ async fn nothing_acknowledged_is_lost_whatever_is_killed() {
         }
         if victim != "everything" {
             tokio::task::block_in_place(|| progress(&ledger));
+        }
+        if victim == "agent" {
+            // Its data directory wrote the log's last term: the next agent goes on with it.
+            assert_eq!(pid_of_main(&treering), postmaster, "the compute did not survive its agent");
         }
         let _ = pgbench.kill();
         let _ = pgbench.wait();

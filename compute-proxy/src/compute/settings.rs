@@ -58,7 +58,8 @@ pub const SOCKET_PORT: u16 = 5432;
 /// The prefix [`forced`] sets and the log reader parses.
 pub const LOG_LINE_PREFIX: &str = "%m [%p] %e ";
 
-/// `postgresql.conf`: defaults a user may change with `ALTER SYSTEM` or `ALTER DATABASE`.
+/// `postgresql.conf`: defaults that a user may change with `ALTER DATABASE` or `ALTER ROLE`, and until the next start
+/// with `ALTER SYSTEM`.
 pub fn postgresql_conf() -> &'static str {
     "# Written by Treering at every start. Settings that storage rests on are on the command line.\n\
      shared_buffers = 128MB\n\
