@@ -61,3 +61,8 @@ pub fn freeze(pid: i32) {
 pub fn thaw(pid: i32) {
     send(pid, Signal::CONT);
 }
+
+/// What Ctrl-C sends.
+pub fn interrupt(pid: i32) {
+    send(pid, Signal::INT);
+}

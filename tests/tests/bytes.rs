@@ -1,11 +1,11 @@
 //! Pages of the store against the files of the compute that wrote them, byte for byte under Postgres's own masks.
 //!
-//! A mixed workload, a checkpoint, and then every permanent relation of every database is fetched at the end LSN and
-//! compared. What may differ is listed, and counted: free space maps (never logged), visibility maps of databases made
+//! A mixed workload, a clean stop, and then every permanent relation of every database is fetched at the end LSN and
+//! compared with the files the stop left (through hard links made before it: the agent removes the directory). What may differ is listed, and counted: free space maps (never logged), visibility maps of databases made
 //! by the WAL_LOG strategy (their maps are logged as empty pages), trailing zero pages (extension is not logged), sequence
 //! positions (logged ahead), and relations of access methods this version does not redo, which must be refused.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use treering_pgfmt::{mask, redo::rmgr, relpath, version::PgMajor};
 use treering_tests::{Treering, pages::Pages};
@@ -127,9 +127,8 @@ fn every_page_equals_the_compute_s_own() {
     treering.run("pgbench", "main", &["-i", "-q", "-s", "2"]);
     treering.run("pgbench", "main", &["-n", "-c", "4", "-j", "2", "-t", "500"]);
     treering.sql("main", "VACUUM");
-    treering.sql("main", "CHECKPOINT");
-    let lsn: Lsn =
-        treering.sql("main", "SELECT pg_current_wal_flush_lsn()").parse().expect("an LSN");
+    let databases = ["postgres", "template1", "made_by_copy", "made_by_wal"];
+    let listed = databases.map(|name| (name, relations(&treering, name)));
 
     let branch = treering.json(&["branch", "get", "main"]);
     let id = |name: &str| branch[name].as_str().expect("an id").to_owned();
@@ -140,11 +139,19 @@ fn every_page_equals_the_compute_s_own() {
         .expect("a compute")
         .flatten()
         .map(|entry| entry.path().join("pgdata"));
-    let pgdata = runs.into_iter().find(|path| path.is_dir()).expect("a data directory");
+    let live = runs.into_iter().find(|path| path.is_dir()).expect("a data directory");
+    let links = tempfile::tempdir_in(treering.data_dir()).expect("temporary directory");
+    let pgdata = links.path().join("pgdata");
+    let linked = Command::new("cp").arg("-al").args([&live, &pgdata]).status().expect("cp");
+    assert!(linked.success());
+    treering.ok(&["stop", "main"]);
+    assert!(!live.exists(), "the stopped compute left its directory");
+    let end = treering.json(&["branch", "create", "end"]);
+    let lsn: Lsn = end["branch_lsn"].as_str().and_then(|lsn| lsn.parse().ok()).expect("an LSN");
     let mut tally = Tally::default();
     let mut wrong = Vec::new();
-    for database in ["postgres", "template1", "made_by_copy", "made_by_wal"] {
-        for relation in relations(&treering, database) {
+    for (database, relations) in listed {
+        for relation in relations {
             for fork in [Fork::Main, Fork::VisibilityMap] {
                 let tag = relation.tag.with_fork(fork);
                 compare_fork(
