@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+use treering_fs::{RealFs, write_atomically};
 
 /// The format this version writes. A directory of a higher one is refused.
 const FORMAT: u32 = 1;
@@ -30,6 +31,11 @@ pub struct Running {
     pub pageserver_pg: String,
     pub safekeeper_pg: String,
     pub client_address: String,
+}
+
+/// What a first start that was cut short may have left.
+fn is_of_a_first_start(entry: &fs::DirEntry) -> bool {
+    entry.file_name() == "lock" || entry.file_name() == "format.tmp"
 }
 
 /// A directory that belongs to one `treering up`.
@@ -85,7 +91,9 @@ impl DataDir {
             .open(self.file("lock"))?;
         self.lock(&lock)?;
         if !self.file("format").exists() {
-            fs::write(self.file("format"), format!("treering {FORMAT}\n"))?;
+            // Durable before anything else is written: without it the rest would be taken for somebody else's.
+            let mark = format!("treering {FORMAT}\n");
+            write_atomically(&RealFs, &self.file("format"), mark.as_bytes())?;
         }
         for (name, mode) in SERVICE_DIRS {
             self.create_service_dir(name, mode).with_context(|| format!("create {path}/{name}"))?;
@@ -124,7 +132,7 @@ impl DataDir {
         let text = match fs::read_to_string(self.file("format")) {
             Ok(text) => text,
             Err(_) if !self.0.exists() => return Ok(()),
-            Err(_) if fs::read_dir(&self.0)?.all(|e| e.is_ok_and(|e| e.file_name() == "lock")) => {
+            Err(_) if fs::read_dir(&self.0)?.all(|e| e.is_ok_and(|e| is_of_a_first_start(&e))) => {
                 return Ok(());
             }
             Err(_) => {
