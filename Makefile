@@ -1,5 +1,5 @@
 # The front door. Each target first makes sure of what it needs.
-.PHONY: help demo test bench build prerequisites clean
+.PHONY: help demo test bench fuzz fuzz-smoke build prerequisites clean
 .DEFAULT_GOAL := help
 
 PG_BIN ?= /usr/lib/postgresql/15/bin
@@ -20,6 +20,14 @@ bench: prerequisites ## All benchmark scenarios, then the criterion micro benche
 	cargo run --release -p treering-bench -- run
 	cargo bench -p treering-bench
 
+FUZZ_SECONDS ?= 600
+
+fuzz: prerequisites ## Hostile input, 10 minutes a target (FUZZ_SECONDS), two targets at a time
+	scripts/fuzz $(FUZZ_SECONDS)
+
+fuzz-smoke: prerequisites ## The same for 10 seconds a target
+	scripts/fuzz 10
+
 build: prerequisites ## Build the one binary, optimised
 	cargo build --release -p treering
 
@@ -28,3 +36,4 @@ prerequisites:
 
 clean: ## Remove what was built
 	cargo clean
+	cargo clean --manifest-path fuzz/Cargo.toml

@@ -1,6 +1,11 @@
-//! Inputs that several micro benches share, made here so that they need no files.
+//! What scenarios and micro benches share: inputs made without files, real WAL of stock Postgres, replay in memory.
 
 #![forbid(unsafe_code)]
+
+pub mod cpu;
+pub mod log;
+pub mod recovery;
+pub mod replay;
 
 use bytes::Bytes;
 use treering_pgfmt::{

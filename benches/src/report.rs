@@ -1,5 +1,7 @@
 //! What a scenario found.
 
+use std::fmt;
+
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
@@ -19,7 +21,44 @@ pub struct Report {
     pub vanilla: Option<f64>,
 }
 
+/// Measurements of one thing.
+#[derive(Default)]
+pub struct Spread(Vec<f64>);
+
+impl Spread {
+    pub fn push(&mut self, value: f64) {
+        self.0.push(value);
+        self.0.sort_by(f64::total_cmp);
+    }
+
+    /// The middle one; of an even number the higher of the two.
+    pub fn median(&self) -> f64 {
+        self.0.get(self.0.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    pub fn highest(&self) -> f64 {
+        self.0.last().copied().unwrap_or(f64::NAN)
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|value| write!(f, "{value:.2} "))
+    }
+}
+
 impl Report {
+    /// The median of few measurements; `p99` is the highest.
+    pub fn figure(
+        scenario: &'static str,
+        size: String,
+        unit: &'static str,
+        spread: &Spread,
+    ) -> Report {
+        let (p50, p99, samples) = (spread.median(), spread.highest(), spread.0.len() as u64);
+        Report { scenario, size, ours: p50, unit, p50, p99, samples, ratio: None, vanilla: None }
+    }
+
     /// From a histogram of nanoseconds; `per_unit` nanoseconds make one `unit`.
     pub fn latency(
         scenario: &'static str,
@@ -65,13 +104,13 @@ fn machine() -> String {
 /// For people.
 pub fn table(reports: &[Report]) -> String {
     let mut text = format!(
-        "{:<20} {:<24} {:>10} {:>10} {:>8}  {}\n",
+        "{:<20} {:<44} {:>10} {:>10} {:>8}  {}\n",
         "scenario", "size", "p50", "p99", "samples", "unit"
     );
     for r in reports {
         let ratio = r.ratio.map(|ratio| format!("  ratio {ratio:.2}")).unwrap_or_default();
         text += &format!(
-            "{:<20} {:<24} {:>10.2} {:>10.2} {:>8}  {}{ratio}\n",
+            "{:<20} {:<44} {:>10.2} {:>10.2} {:>8}  {}{ratio}\n",
             r.scenario, r.size, r.p50, r.p99, r.samples, r.unit
         );
     }

@@ -3,6 +3,9 @@
 mod branch_create;
 mod branch_first_sql;
 mod getpage;
+mod redo_chain;
+mod replay;
+mod wal_decode;
 
 use std::process::{Child, Stdio};
 
@@ -36,6 +39,22 @@ pub const SCENARIOS: &[(&str, &str, Scenario)] = &[
         "getpage",
         "one page over the wire after TPC-B, nothing compacted, one client (us)",
         getpage::run,
+    ),
+    (
+        "redo-short",
+        "a page out of an image and a record as stored (us); redos of two callers against one",
+        redo_chain::short,
+    ),
+    (
+        "redo-medium",
+        "a page out of 227 stored changes (us); redos of two callers against one",
+        redo_chain::medium,
+    ),
+    ("wal-decode", "pgbench's raw WAL to decoded records, one core (MB/s)", wal_decode::run),
+    (
+        "replay",
+        "TPC-B's WAL applied to pages in memory against stock recovery, one core (s)",
+        replay::run,
     ),
 ];
 

@@ -103,6 +103,10 @@ impl EngineError {
 fn redo_kind(reason: &RedoReason) -> ErrorKind {
     match reason {
         RedoReason::Unhandled => ErrorKind::Unavailable,
-        RedoReason::NoBase | RedoReason::Malformed(_) => ErrorKind::Corrupt,
+        RedoReason::NoBase
+        | RedoReason::Malformed(_)
+        | RedoReason::Short { .. }
+        | RedoReason::OutsidePage { .. }
+        | RedoReason::NoPointer { .. } => ErrorKind::Corrupt,
     }
 }

@@ -118,10 +118,10 @@ fn relations_that_cannot_be_read() {
     let at = START + 8;
     let mut batch = WriteBatch::new(at);
     let record = Bytes::from_static(b"a record of a stranger");
-    let change = PageChange::Unhandled { rmid: 17, info: 0x30, record };
+    let change = PageChange::Unhandled { rmid: 137, info: 0x30, record };
     batch.put(Key::rel_block(broken, 1), at, Value::change(change.encode()));
     for rel in [broken, dropped] {
-        let what = Unhandled { rmid: 17, info: 0x30, count: 1 };
+        let what = Unhandled { rmid: 137, info: 0x30, count: 1 };
         batch.put(Key::unhandled(rel), at, Value::whole(what.encode()));
     }
     root.write(batch).unwrap();

@@ -31,8 +31,11 @@ pub enum PageChange {
     MultiMembers(Vec<(u32, u32, u8)>),
     /// ZERO_OFF_PAGE: zeros, but entry 0 survives if the version before was made by a spill only (WAL.md E13).
     ZeroMultiOffsets,
-    /// A record this version cannot redo. The page is unreadable from here on until an image; the whole record is
-    /// kept so that a later version heals the page.
+    /// The image of a record whose redo goes on after restoring it: what it changes then is not in the image
+    /// (WAL.md E8). No older version is needed.
+    ImageThenRecord { image: PageImage, part: RecordPart },
+    /// A record that the version which stored it could not redo, whole: the page is unreadable from here on until an
+    /// image, or until a version that has redo for the resource manager reads it.
     Unhandled { rmid: u8, info: u8, record: Bytes },
 }
 
@@ -52,7 +55,8 @@ pub struct RecordPart {
     pub blocks: Vec<PartBlock>,
     /// Block data of this page.
     pub data: Bytes,
-    /// Main data of the record.
+    /// Main data of the record; for SP-GiST, whose records keep every page's tuples there, only what this page
+    /// needs (`redo::main_for`).
     pub main: Bytes,
 }
 
@@ -97,6 +101,7 @@ mod tag {
     pub const MULTI_MEMBERS: u8 = 9;
     pub const ZERO_MULTI_OFFSETS: u8 = 10;
     pub const UNHANDLED: u8 = 11;
+    pub const IMAGE_THEN_RECORD: u8 = 12;
 }
 
 const FLAG_WILL_INIT: u8 = 0x01;
@@ -108,7 +113,7 @@ impl PageChange {
     /// No older version of the page is needed to apply this.
     pub fn is_base(&self) -> bool {
         match self {
-            PageChange::Image(_) | PageChange::Zero => true,
+            PageChange::Image(_) | PageChange::Zero | PageChange::ImageThenRecord { .. } => true,
             PageChange::Record(part) => part.will_init,
             PageChange::VisibilityClear { .. }
             | PageChange::VisibilityTruncate { .. }
@@ -125,7 +130,9 @@ impl PageChange {
     pub fn resource_manager(&self) -> (u8, u8) {
         match self {
             PageChange::Image(_) | PageChange::Zero => (rmgr::XLOG, 0xb0),
-            PageChange::Record(part) => (part.rmid, part.info),
+            PageChange::Record(part) | PageChange::ImageThenRecord { part, .. } => {
+                (part.rmid, part.info)
+            }
             PageChange::VisibilityClear { .. } => (rmgr::HEAP, 0),
             PageChange::VisibilityTruncate { .. } => (rmgr::SMGR, 0x20),
             PageChange::XactStatus { .. } | PageChange::CommitTime { .. } => (rmgr::XACT, 0),
@@ -185,6 +192,12 @@ impl PageChange {
                 }
             }
             PageChange::ZeroMultiOffsets => out.put_u8(tag::ZERO_MULTI_OFFSETS),
+            PageChange::ImageThenRecord { image, part } => {
+                out.reserve(PAGE_SIZE);
+                out.put_u8(tag::IMAGE_THEN_RECORD);
+                out.put_slice(&image[..]);
+                encode_part(part, &mut out);
+            }
             PageChange::Unhandled { rmid, info, record } => {
                 out.put_slice(&[tag::UNHANDLED, *rmid, *info]);
                 out.put_slice(record);
@@ -200,7 +213,7 @@ impl PageChange {
     pub fn decode(bytes: &Bytes) -> Result<PageChange, ChangeError> {
         let mut fields = Cursor::new(bytes);
         let tag = fields.u8().ok_or(ChangeError::Empty)?;
-        if !(tag::IMAGE..=tag::UNHANDLED).contains(&tag) {
+        if !(tag::IMAGE..=tag::IMAGE_THEN_RECORD).contains(&tag) {
             return Err(ChangeError::UnknownTag(tag));
         }
         let change = decode_tagged(tag, &mut fields).ok_or(ChangeError::Malformed(tag))?;
@@ -213,10 +226,7 @@ impl PageChange {
 
 fn decode_tagged(tag: u8, fields: &mut Cursor<'_>) -> Option<PageChange> {
     Some(match tag {
-        tag::IMAGE => {
-            let image: Box<[u8]> = fields.slice(PAGE_SIZE)?.as_ref().into();
-            PageChange::Image(image.try_into().ok()?)
-        }
+        tag::IMAGE => PageChange::Image(page_image(fields)?),
         tag::ZERO => PageChange::Zero,
         tag::RECORD => PageChange::Record(decode_part(fields)?),
         tag::VISIBILITY_CLEAR => {
@@ -248,11 +258,19 @@ fn decode_tagged(tag: u8, fields: &mut Cursor<'_>) -> Option<PageChange> {
             PageChange::MultiMembers(members)
         }
         tag::ZERO_MULTI_OFFSETS => PageChange::ZeroMultiOffsets,
+        tag::IMAGE_THEN_RECORD => {
+            PageChange::ImageThenRecord { image: page_image(fields)?, part: decode_part(fields)? }
+        }
         tag::UNHANDLED => {
             PageChange::Unhandled { rmid: fields.u8()?, info: fields.u8()?, record: fields.rest() }
         }
         _ => return None,
     })
+}
+
+fn page_image(fields: &mut Cursor<'_>) -> Option<PageImage> {
+    let image: Box<[u8]> = fields.slice(PAGE_SIZE)?.as_ref().into();
+    image.try_into().ok()
 }
 
 fn remaining_words(fields: &mut Cursor<'_>) -> Option<Vec<u32>> {

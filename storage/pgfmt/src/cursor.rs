@@ -21,6 +21,11 @@ impl<'a> Cursor<'a> {
         Cursor { bytes, at: 0 }
     }
 
+    /// How far reading came. A reader that finds too little stays where it is.
+    pub(crate) fn position(&self) -> usize {
+        self.at
+    }
+
     fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let value = le::array_at(self.bytes, self.at)?;
         self.at += N;
@@ -59,15 +64,15 @@ impl<'a> Cursor<'a> {
     }
 
     pub(crate) fn skip(&mut self, size: usize) -> Option<()> {
-        self.slice(size).map(drop)
+        self.at = self.at.checked_add(size).filter(|end| *end <= self.bytes.len())?;
+        Some(())
     }
 
     /// The next `size` bytes, shared.
     pub(crate) fn slice(&mut self, size: usize) -> Option<Bytes> {
-        let end = self.at.checked_add(size).filter(|end| *end <= self.bytes.len())?;
-        let slice = self.bytes.slice(self.at..end);
-        self.at = end;
-        Some(slice)
+        let begin = self.at;
+        self.skip(size)?;
+        Some(self.bytes.slice(begin..self.at))
     }
 
     /// Bytes up to a NUL, which is consumed too.

@@ -1,37 +1,56 @@
 //! Little-endian fields of a record's bytes, read in order and bounds-checked.
 //!
 //! Redo reads record layouts through this cursor only, so that a short or hostile record ends in
-//! [`RedoReason::Malformed`] instead of a panic.
+//! [`RedoReason::Short`], which says where, instead of a panic.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)]
 
-use crate::redo::RedoReason;
-
-const SHORT: RedoReason = RedoReason::Malformed("record shorter than its layout");
+use crate::{
+    change::RecordPart,
+    redo::{RedoReason, Section},
+};
 
 /// A cursor over record bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields<'a> {
     rest: &'a [u8],
+    /// What the bytes are and how many there were at first: for errors.
+    section: Section,
+    size: usize,
 }
 
 impl<'a> Fields<'a> {
-    /// Starts at the first byte.
+    /// Starts at the first byte of some part of a record.
     pub fn new(bytes: &'a [u8]) -> Self {
-        Fields { rest: bytes }
+        Fields { rest: bytes, section: Section::Piece, size: bytes.len() }
+    }
+
+    /// Starts at the first byte of the record's main data.
+    pub fn main(part: &'a RecordPart) -> Self {
+        Fields { section: Section::Main, ..Fields::new(&part.main) }
+    }
+
+    /// Starts at the first byte of the block's data.
+    pub fn data(part: &'a RecordPart) -> Self {
+        Fields { section: Section::Data, ..Fields::new(&part.data) }
     }
 
     /// The next `count` bytes.
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], RedoReason> {
-        let (head, rest) = self.rest.split_at_checked(count).ok_or(SHORT)?;
+        let (head, rest) = self.rest.split_at_checked(count).ok_or(self.short())?;
         self.rest = rest;
         Ok(head)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], RedoReason> {
-        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or(SHORT)?;
+        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or(self.short())?;
         self.rest = rest;
         Ok(*head)
+    }
+
+    /// The field that begins here is not all there.
+    fn short(&self) -> RedoReason {
+        RedoReason::Short { section: self.section, offset: self.size - self.rest.len() }
     }
 
     /// Passes over `count` bytes.
@@ -57,7 +76,7 @@ impl<'a> Fields<'a> {
 
     /// The next `count` 16-bit numbers, such as an array of offset numbers.
     pub fn u16s(&mut self, count: usize) -> Result<U16s<'a>, RedoReason> {
-        self.take(count.checked_mul(2).ok_or(SHORT)?).map(U16s)
+        self.take(count.saturating_mul(2)).map(U16s)
     }
 
     /// Everything not read yet.
@@ -103,7 +122,8 @@ mod tests {
         let pair = fields.u16s(2).unwrap();
         assert_eq!(pair.iter().collect::<Vec<_>>(), [4, 5]);
         assert!(fields.is_empty());
-        assert_eq!(fields.u8(), Err(SHORT));
+        let short = RedoReason::Short { section: Section::Piece, offset: 11 };
+        assert_eq!(fields.u8(), Err(short));
         assert!(fields.u16s(usize::MAX).is_err());
     }
 }

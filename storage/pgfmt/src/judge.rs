@@ -7,7 +7,7 @@
 //! mistake is reported once. The judge does no I/O; tests and benches feed it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     ops::Range,
 };
 
@@ -16,8 +16,8 @@ use treering_types::{Fork, Key, KeyRange, Lsn, PAGE_SIZE, PageImage, RelTag};
 use crate::{
     change::PageChange,
     mask,
-    page::HEADER_SIZE,
-    redo::{self, RedoError, rmgr, rmgr_name},
+    page::{HEADER_SIZE, lsn_of},
+    redo::{self, RedoError, RedoReason, rmgr, rmgr_name},
     version::PgMajor,
     wal::{
         effects::{DatabaseDir, Effect, EffectError, effects},
@@ -60,6 +60,8 @@ pub struct Tally {
     pub compared: u64,
     /// Pages restored from an image, which proves nothing.
     pub restored: u64,
+    /// Pages of the base that were newer than the record already: a backup of a running server has such.
+    pub skipped: u64,
     /// Pages that this version has no redo for.
     pub unhandled: u64,
 }
@@ -101,8 +103,11 @@ pub struct Judge<B> {
     pages: BTreeMap<Key, Held>,
     /// From which block on a fork's base pages are gone: dropped or truncated.
     gone: HashMap<RelTag, u32>,
-    /// Databases that began as a copy.
+    /// Databases that began as a copy, and where in the bases their pages are.
     copies: HashMap<DatabaseDir, DatabaseDir>,
+    /// Databases made by CREATE DATABASE STRATEGY WAL_LOG. Their visibility maps are logged as standard pages, whose
+    /// middle is left out: redo starts from empty maps where the primary has bits.
+    logged: HashSet<DatabaseDir>,
     /// By resource manager and record type.
     pub tallies: BTreeMap<(u8, u8), Tally>,
     pub findings: Vec<Finding>,
@@ -118,6 +123,7 @@ impl<B: Bases> Judge<B> {
             pages: BTreeMap::new(),
             gone: HashMap::new(),
             copies: HashMap::new(),
+            logged: HashSet::new(),
             tallies: BTreeMap::new(),
             findings: Vec::new(),
         }
@@ -133,16 +139,18 @@ impl<B: Bases> Judge<B> {
         self.pages.get(key)
     }
 
-    /// Applies one record and compares the pages it carries images of.
-    pub fn judge(&mut self, record: &Record) {
+    /// Applies one record and compares the pages it carries images of. Returns what else the record does.
+    pub fn judge(&mut self, record: &Record) -> Vec<Effect> {
         self.tally(record).records += 1;
-        match effects(&mut self.state, record, self.major) {
-            Ok(effects) => effects.iter().for_each(|effect| self.apply(record, effect)),
-            Err(error) => self.findings.push(error.into()),
-        }
+        let effects = effects(&mut self.state, record, self.major).unwrap_or_else(|error| {
+            self.findings.push(error.into());
+            Vec::new()
+        });
+        effects.iter().for_each(|effect| self.apply(record, effect));
         for block in &record.blocks {
             self.compare(record, block);
         }
+        effects
     }
 
     fn tally(&mut self, record: &Record) -> &mut Tally {
@@ -170,8 +178,10 @@ impl<B: Bases> Judge<B> {
             }
             Effect::DatabaseCopy { from, to } => self.copy_database(*from, *to),
             Effect::DatabaseDrop(dir) => self.drop_database(*dir),
+            Effect::DatabaseCreate(dir) => {
+                self.logged.insert(*dir);
+            }
             Effect::RelCreate(_)
-            | Effect::DatabaseCreate(_)
             | Effect::TablespaceCreate { .. }
             | Effect::TablespaceDrop { .. }
             | Effect::RelMap { .. }
@@ -204,6 +214,10 @@ impl<B: Bases> Judge<B> {
             tally.unhandled += 1;
             return Held { bytes, rmid: record.rmid, readable: false };
         }
+        if matches!(change, PageChange::Record(_)) && !heals && lsn_of(&bytes) >= record.end {
+            tally.skipped += 1;
+            return Held { bytes, ..held };
+        }
         match change {
             PageChange::Image(_) => tally.restored += 1,
             _ => tally.applied += 1,
@@ -216,22 +230,20 @@ impl<B: Bases> Judge<B> {
         Held { bytes, rmid: record.rmid, readable: true }
     }
 
-    /// The page before the WAL began, unless it was cut off since.
-    fn base(&self, key: &Key) -> Option<PageImage> {
+    /// The page before the WAL began, unless it was cut off since; where no record touched it that is what it is.
+    pub fn base(&self, key: &Key) -> Option<PageImage> {
         let Some(rel) = key.rel() else {
             return self.bases.page(key);
         };
         if self.gone.get(&rel).is_some_and(|from| key.block() >= *from) {
             return None;
         }
-        let dir = DatabaseDir { tablespace: rel.tablespace, database: rel.database };
-        match self.copies.get(&dir) {
-            Some(from) => {
-                let (tablespace, database) = (from.tablespace, from.database);
-                self.base(&Key::rel_block(RelTag { tablespace, database, ..rel }, key.block()))
-            }
-            None => self.bases.page(key),
-        }
+        let original = self.copies.get(&directory(rel)).copied();
+        let Some(DatabaseDir { tablespace, database }) = original else {
+            return self.bases.page(key);
+        };
+        let original = RelTag { tablespace, database, ..rel };
+        self.bases.page(&Key::rel_block(original, key.block()))
     }
 
     fn cut(&mut self, rel: RelTag, blocks: u32) {
@@ -241,7 +253,15 @@ impl<B: Bases> Judge<B> {
         *from = blocks.min(*from);
     }
 
+    /// Pages that go. One that was missing when a record wanted it is no fault then: the base was taken while the
+    /// server ran, after the page was gone (`XLogForgetInvalidPages` in `access/transam/xlogutils.c`).
     fn forget(&mut self, range: KeyRange) {
+        self.findings.retain(|finding| match finding {
+            Finding::Redo { error, .. } => {
+                error.reason != RedoReason::NoBase || !range.contains(&error.key)
+            }
+            Finding::Differs { .. } | Finding::Effect(_) | Finding::Image { .. } => true,
+        });
         let keys: Vec<Key> = self.pages.range(range).map(|(key, _)| *key).collect();
         keys.iter().for_each(|key| drop(self.pages.remove(key)));
     }
@@ -263,12 +283,15 @@ impl<B: Bases> Judge<B> {
             self.gone.iter().map(|(rel, block)| (*rel, *block)).collect();
         let gone = gone.into_iter().filter(|(rel, _)| of_source(rel));
         self.gone.extend(gone.map(|(rel, block)| (moved(rel), block)));
-        self.copies.insert(to, from);
+        // Where the pages that no record touched stand in the base, however often they were copied.
+        let original = self.copies.get(&from).copied().unwrap_or(from);
+        self.copies.insert(to, original);
     }
 
     fn drop_database(&mut self, dir: DatabaseDir) {
         self.forget(blocks_of(dir));
         self.copies.remove(&dir);
+        self.logged.remove(&dir);
     }
 
     fn compare(&mut self, record: &Record, block: &Block) {
@@ -276,6 +299,10 @@ impl<B: Bases> Judge<B> {
             return;
         };
         let key = Key::rel_block(block.rel, block.block);
+        let is_map = block.rel.fork == Fork::VisibilityMap;
+        if is_map && self.logged.contains(&directory(block.rel)) {
+            return;
+        }
         let Some(held) = self.pages.get_mut(&key).filter(|held| held.readable) else {
             return;
         };
@@ -286,7 +313,7 @@ impl<B: Bases> Judge<B> {
                 return self.findings.push(Finding::Image { start, block_id, error });
             }
         };
-        let found = if block.rel.fork == Fork::VisibilityMap {
+        let found = if is_map {
             missing_bits(&held.bytes, &theirs)
         } else {
             difference(record.rmid, block.block, &held.bytes, &theirs)
@@ -310,6 +337,11 @@ impl<B: Bases> Judge<B> {
         }
         self.tally(record).compared += 1;
     }
+}
+
+/// Where the files of a relation are.
+fn directory(rel: RelTag) -> DatabaseDir {
+    DatabaseDir { tablespace: rel.tablespace, database: rel.database }
 }
 
 /// Every block of every fork in a database directory.

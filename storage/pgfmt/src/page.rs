@@ -51,12 +51,15 @@ mod at {
     pub const PRUNE_XID: usize = 20;
 }
 
-const OUTSIDE: RedoReason = RedoReason::Malformed("position outside the page");
-const NO_POINTER: RedoReason = RedoReason::Malformed("no such line pointer");
-
 /// Rounds up to 8 (`MAXALIGN`).
 pub const fn max_align(size: usize) -> usize {
     size.saturating_add(7) & !7
+}
+
+/// `pd_lsn` of a page.
+pub fn lsn_of(page: &[u8; PAGE_SIZE]) -> Lsn {
+    let halves = page.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    Lsn(halves.rotate_left(32))
 }
 
 /// What a line pointer points at.
@@ -175,9 +178,7 @@ impl<'a> Page<'a> {
 
     /// `pd_lsn`.
     pub fn lsn(&self) -> Lsn {
-        let half =
-            |i: usize| self.0.as_chunks::<4>().0.get(i).map_or(0, |b| u32::from_le_bytes(*b));
-        Lsn(u64::from(half(0)) << 32 | u64::from(half(1)))
+        lsn_of(self.0)
     }
 
     /// Sets `pd_lsn`.
@@ -284,7 +285,7 @@ impl<'a> Page<'a> {
     /// The line pointer of an offset number, which counts from 1.
     pub fn line_pointer(&self, offset: u16) -> Result<LinePointer, RedoReason> {
         if offset == 0 || offset > self.max_offset() {
-            return Err(NO_POINTER);
+            return Err(RedoReason::NoPointer { number: offset });
         }
         self.u32_at(pointer_at(offset)).map(LinePointer)
     }
@@ -296,7 +297,7 @@ impl<'a> Page<'a> {
         pointer: LinePointer,
     ) -> Result<(), RedoReason> {
         if offset == 0 || offset > self.max_offset() {
-            return Err(NO_POINTER);
+            return Err(RedoReason::NoPointer { number: offset });
         }
         self.put_u32(pointer_at(offset), pointer.0)
     }
@@ -312,24 +313,26 @@ impl<'a> Page<'a> {
 
     /// The bytes a line pointer covers, whatever its state.
     pub fn item(&self, offset: u16) -> Result<&[u8], RedoReason> {
-        let range = self.line_pointer(offset)?.range();
-        self.0.get(range).ok_or(OUTSIDE)
+        let pointer = self.line_pointer(offset)?;
+        self.slice(pointer.offset(), pointer.length())
     }
 
     /// The bytes a line pointer covers, writable.
     pub fn item_mut(&mut self, offset: u16) -> Result<&mut [u8], RedoReason> {
-        let range = self.line_pointer(offset)?.range();
-        self.0.get_mut(range).ok_or(OUTSIDE)
+        let pointer = self.line_pointer(offset)?;
+        self.slice_mut(pointer.offset(), pointer.length())
     }
 
     /// `length` bytes at a position.
     pub fn slice(&self, at: usize, length: usize) -> Result<&[u8], RedoReason> {
-        self.0.get(at..at.saturating_add(length)).ok_or(OUTSIDE)
+        let outside = RedoReason::OutsidePage { offset: at, length };
+        self.0.get(at..at.saturating_add(length)).ok_or(outside)
     }
 
     /// `length` bytes at a position, writable.
     pub fn slice_mut(&mut self, at: usize, length: usize) -> Result<&mut [u8], RedoReason> {
-        self.0.get_mut(at..at.saturating_add(length)).ok_or(OUTSIDE)
+        let outside = RedoReason::OutsidePage { offset: at, length };
+        self.0.get_mut(at..at.saturating_add(length)).ok_or(outside)
     }
 
     /// Copies `bytes` to a position.
@@ -340,18 +343,19 @@ impl<'a> Page<'a> {
 
     /// Moves `length` bytes within the page; the ranges may overlap.
     pub fn move_within(&mut self, from: usize, to: usize, length: usize) -> Result<(), RedoReason> {
-        let end = from.checked_add(length).filter(|end| *end <= PAGE_SIZE).ok_or(OUTSIDE)?;
-        to.checked_add(length).filter(|end| *end <= PAGE_SIZE).ok_or(OUTSIDE)?;
-        self.0.copy_within(from..end, to);
+        self.slice(from, length)?;
+        self.slice(to, length)?;
+        self.0.copy_within(from..from + length, to);
         Ok(())
     }
 
     fn array_at<const N: usize>(&self, at: usize) -> Result<[u8; N], RedoReason> {
-        self.0.get(at..).and_then(|tail| tail.first_chunk::<N>()).copied().ok_or(OUTSIDE)
+        let outside = RedoReason::OutsidePage { offset: at, length: N };
+        self.0.get(at..).and_then(|tail| tail.first_chunk::<N>()).copied().ok_or(outside)
     }
 
     pub fn u8_at(&self, at: usize) -> Result<u8, RedoReason> {
-        self.0.get(at).copied().ok_or(OUTSIDE)
+        self.0.get(at).copied().ok_or(RedoReason::OutsidePage { offset: at, length: 1 })
     }
 
     pub fn u16_at(&self, at: usize) -> Result<u16, RedoReason> {

@@ -1,7 +1,7 @@
 //! Postgres majors and the constants that differ between them.
 //!
 //! One [`Layout`] per major holds every number that the rest of the crate would otherwise branch on: magics,
-//! struct sizes, widths. A record layout that differs between majors branches on [`PgMajor`] where it is read.
+//! struct sizes, widths, and the formats of records as [`RecordRules`].
 //! Facts: `access/xlog_internal.h`, `access/xlogrecord.h`, `catalog/pg_control.h`, `catalog/catversion.h`,
 //! `utils/cache/relmapper.c`, `access/transam/twophase.c` of each major.
 
@@ -59,6 +59,37 @@ pub struct Layout {
     pub stats_item_size: usize,
     /// Flag bits of `bimg_info` in a block image header.
     pub image_flags: ImageFlags,
+    /// How page-changing records are written down and redone.
+    pub records: RecordRules,
+}
+
+/// What differs in the records that redo reads, and in what redo does with them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RecordRules {
+    /// How pruning, vacuuming and freezing of a heap page are written.
+    pub prune: PruneFormat,
+    /// Records with a conflict horizon also say whether the relation is a catalog (`isCatalogRel`), which moves the
+    /// offset arrays of Gist DELETE and Hash VACUUM_ONE_PAGE (`access/gistxlog.h`, `access/hash_xlog.h`).
+    pub has_catalog_flag: bool,
+    /// Btree VACUUM forgets the vacuum cycle of the page (`btree_xlog_vacuum`).
+    pub btree_vacuum_clears_cycle: bool,
+    /// Redo of Gist PAGE_UPDATE and DELETE marks a leaf that lost tuples (`F_TUPLES_DELETED`), which nothing reads.
+    /// A matter of minors, not of the WAL: 15.20 no longer does what 15.18, 16.14, 17.10 and 18.4 do.
+    pub gist_marks_deletions: bool,
+    /// Hash SQUEEZE_PAGE leaves a write page alone that got no tuples and is not the page before the freed one
+    /// (`hash_xlog_squeeze_page`).
+    pub hash_squeeze_spares_unwritten: bool,
+}
+
+/// Formats of the heap's pruning records (`access/heapam_xlog.h`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PruneFormat {
+    /// PRUNE, VACUUM and FREEZE_PAGE apart; freezing has one 12-byte plan with its offset per tuple.
+    PlanPerTuple,
+    /// PRUNE, VACUUM and FREEZE_PAGE apart; freezing has shared plans, then the offsets of each.
+    SharedPlans,
+    /// One format for all three.
+    Unified,
 }
 
 /// `BKPIMAGE_*` (`access/xlogrecord.h`). 14 numbers them otherwise, which is why they are data.
@@ -88,6 +119,13 @@ const V15: Layout = Layout {
     slru_page_number_size: 4,
     stats_item_size: 12,
     image_flags: IMAGE_FLAGS,
+    records: RecordRules {
+        prune: PruneFormat::PlanPerTuple,
+        has_catalog_flag: false,
+        btree_vacuum_clears_cycle: false,
+        gist_marks_deletions: false,
+        hash_squeeze_spares_unwritten: false,
+    },
 };
 
 const V16: Layout = Layout {
@@ -96,6 +134,12 @@ const V16: Layout = Layout {
     catalog_version: 202307071,
     rel_map_size: 524,
     rel_map_entries_max: 64,
+    records: RecordRules {
+        prune: PruneFormat::SharedPlans,
+        has_catalog_flag: true,
+        gist_marks_deletions: true,
+        ..V15.records
+    },
     ..V15
 };
 
@@ -107,6 +151,11 @@ const V17: Layout = Layout {
     checkpoint_has_wal_level: true,
     two_phase_name_has_epoch: true,
     slru_page_number_size: 8,
+    records: RecordRules {
+        prune: PruneFormat::Unified,
+        hash_squeeze_spares_unwritten: true,
+        ..V16.records
+    },
     ..V16
 };
 
@@ -118,6 +167,7 @@ const V18: Layout = Layout {
     control_crc_offset: 292,
     control_nonce_offset: 257,
     stats_item_size: 16,
+    records: RecordRules { btree_vacuum_clears_cycle: true, ..V17.records },
     ..V17
 };
 

@@ -1,6 +1,7 @@
 //! Reading: every answer is about one LSN, at or below `last_record_lsn`, ancestors included.
 
 use bytes::Bytes;
+use treering_pgfmt::redo;
 use treering_types::{Key, KeyClass, KeyRange, Lsn, PageImage, RelTag};
 
 use super::{Phase, Timeline};
@@ -88,6 +89,10 @@ impl Timeline {
             let corrupt = |what: &str| self.corrupt_value(key, at, what);
             let rel = key.rel().ok_or_else(|| corrupt("no relation's key"))?;
             let what = Unhandled::decode(&bytes).map_err(corrupt)?;
+            // Kept by an earlier version, redone by this one.
+            if redo::is_native(what.rmid) {
+                continue;
+            }
             if view.rel_meta(rel, lsn)?.is_some_and(|meta| meta.floor(0) < at) {
                 out.push(Unreadable { rel, lsn: at, what });
             }

@@ -10,7 +10,7 @@ pub(super) fn redo(
     part: &RecordPart,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
-    let mut fields = Fields::new(&part.data);
+    let mut fields = Fields::data(part);
     while !fields.is_empty() {
         let (at, length) = (fields.u16()?, fields.u16()?);
         page.write(usize::from(at), fields.take(usize::from(length))?)?;

@@ -78,10 +78,10 @@ pub(super) fn own_block(part: &RecordPart) -> Result<u32, RedoReason> {
 }
 
 fn insert(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     let offset = main.u16()?;
     let flags = main.u8()?;
-    let mut data = Fields::new(&part.data);
+    let mut data = Fields::data(part);
     let stored = StoredHeader::read(&mut data)?;
     let ctid = Tid { block: own_block(part)?, offset };
     add_tuple(page, offset, &stored.complete(part.xid, 0, ctid), data.rest())?;
@@ -108,7 +108,7 @@ fn nonzero(offset: u16) -> Result<u16, RedoReason> {
 }
 
 fn delete(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     let xmax = main.u32()?;
     let offset = main.u16()?;
     let infobits = main.u8()?;
@@ -147,7 +147,7 @@ impl Update {
     fn read(part: &RecordPart, hot: bool) -> Result<Self, RedoReason> {
         let new_block = block_number(part, 0);
         let new_block = new_block.ok_or(RedoReason::Malformed("update without its new page"))?;
-        let mut main = Fields::new(&part.main);
+        let mut main = Fields::main(part);
         Ok(Update {
             old_xmax: main.u32()?,
             old_offset: main.u16()?,
@@ -195,7 +195,7 @@ fn update_new(
     same_page: bool,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
-    let mut data = Fields::new(&part.data);
+    let mut data = Fields::data(part);
     let borrow = |flag: u8, data: &mut Fields<'_>| {
         if record.flags & flag == 0 { Ok(0) } else { data.u16().map(usize::from) }
     };
@@ -232,7 +232,7 @@ fn update_new(
 
 /// A speculative insertion became real.
 fn confirm(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let offset = Fields::new(&part.main).u16()?;
+    let offset = Fields::main(part).u16()?;
     let block = own_block(part)?;
     Header::of(page, offset)?.set_ctid(Tid { block, offset });
     Ok(())
@@ -247,7 +247,7 @@ struct Lock {
 
 impl Lock {
     fn read(part: &RecordPart) -> Result<Self, RedoReason> {
-        let mut main = Fields::new(&part.main);
+        let mut main = Fields::main(part);
         Ok(Lock { xmax: main.u32()?, offset: main.u16()?, infobits: main.u8()? })
     }
 }
@@ -277,7 +277,7 @@ pub(super) fn lock_updated(part: &RecordPart, page: &mut Page<'_>) -> Result<(),
 
 /// A tuple's data is overwritten by as many bytes, outside any transaction.
 fn inplace(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let offset = Fields::new(&part.main).u16()?;
+    let offset = Fields::main(part).u16()?;
     let hoff = Header::of(page, offset)?.hoff();
     let data = page.item_mut(offset)?.get_mut(hoff..).unwrap_or_default();
     if data.len() != part.data.len() {

@@ -19,7 +19,7 @@ use crate::{
     change::RecordPart,
     fields::Fields,
     page::{Page, flag},
-    version::PgMajor,
+    version::PruneFormat,
 };
 
 mod operation {
@@ -40,11 +40,15 @@ pub(super) fn redo(
     use operation::*;
     match part.info & heap::OPERATION {
         VISIBLE => return visible(ctx, part, page),
-        PRUNE | VACUUM | FREEZE_PAGE if ctx.major >= PgMajor::V17 => prune::unified(part, page)?,
-        PRUNE => prune::prune(part, page)?,
-        VACUUM => prune::vacuum(part, page)?,
-        FREEZE_PAGE if ctx.major >= PgMajor::V16 => prune::freeze_plans(part, page)?,
-        FREEZE_PAGE => prune::freeze_tuples(part, page)?,
+        operation @ (PRUNE | VACUUM | FREEZE_PAGE) => {
+            match (ctx.major.layout().records.prune, operation) {
+                (PruneFormat::Unified, _) => prune::unified(part, page)?,
+                (_, PRUNE) => prune::prune(part, page)?,
+                (_, VACUUM) => prune::vacuum(part, page)?,
+                (PruneFormat::SharedPlans, _) => prune::freeze_plans(part, page)?,
+                (PruneFormat::PlanPerTuple, _) => prune::freeze_tuples(part, page)?,
+            }
+        }
         MULTI_INSERT => multi_insert(part, page)?,
         LOCK_UPDATED => heap::lock_updated(part, page)?,
         _ => return Err(RedoReason::Malformed("heap2 record that has no pages")),
@@ -64,7 +68,7 @@ fn visible(ctx: &Context<'_>, part: &RecordPart, page: &mut Page<'_>) -> Result<
         }
         return Ok(());
     }
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     main.skip(4)?; // the conflict horizon
     let heap_block = heap::block_number(part, 1);
     let heap_block = heap_block.ok_or(RedoReason::Malformed("VISIBLE without a heap block"))?;
@@ -76,12 +80,12 @@ fn multi_insert(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason
     if init {
         page.init(0);
     }
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     let flags = main.u8()?;
     main.skip(1)?;
     let count = main.u16()?;
     let block = heap::own_block(part)?;
-    let mut data = Fields::new(&part.data);
+    let mut data = Fields::data(part);
     for index in 0..count {
         let offset = if init { index.saturating_add(1) } else { main.u16()? };
         // Each tuple begins at an even position.

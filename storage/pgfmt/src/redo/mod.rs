@@ -1,22 +1,30 @@
 //! Redo, one file per resource manager: the part of a record that concerns a page, applied to that page.
 
+pub mod brin;
 pub mod btree;
 pub mod generic;
 pub mod gin;
+pub mod gist;
+pub mod hash;
 pub mod heap;
 pub mod heap2;
 mod index_tuple;
 pub mod sequence;
 pub mod slru;
+pub mod spgist;
 pub mod visibility;
 pub mod xlog;
 
+use std::fmt;
+
+use bytes::Bytes;
 use treering_types::{Key, Lsn, PAGE_SIZE};
 
 use crate::{
     change::{PageChange, RecordPart},
     page::Page,
     version::PgMajor,
+    wal::{effects::change_of_kept, record::Record},
 };
 
 /// Why a change could not be applied. The page it was for must not be served.
@@ -43,6 +51,36 @@ pub enum RedoReason {
     /// Record or page bytes contradict themselves.
     #[error("{0}")]
     Malformed(&'static str),
+    /// The record is shorter than its layout: what should begin at `offset` is not all there.
+    #[error("{section} ends within the field at byte {offset}")]
+    Short { section: Section, offset: usize },
+    /// The record or a line pointer leads out of the page.
+    #[error("{length} bytes at byte {offset} are not all inside the page")]
+    OutsidePage { offset: usize, length: usize },
+    /// The record names a line pointer that the page does not have.
+    #[error("there is no line pointer {number}")]
+    NoPointer { number: u16 },
+}
+
+/// The bytes of a record that an offset counts in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Section {
+    /// Main data, as far as the page needs it.
+    Main,
+    /// Data of the page's block.
+    Data,
+    /// A piece of either, such as one of several structs.
+    Piece,
+}
+
+impl fmt::Display for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Section::Main => "main data",
+            Section::Data => "block data",
+            Section::Piece => "a piece of the record",
+        })
+    }
 }
 
 /// What redo of one page knows besides the change itself.
@@ -84,6 +122,10 @@ fn apply_change(
         PageChange::Image(image) => page.copy_from_slice(&image[..]),
         PageChange::Zero => page.fill(0),
         PageChange::Record(part) => return apply_record(ctx, part, page),
+        PageChange::ImageThenRecord { image, part } => {
+            page.copy_from_slice(&image[..]);
+            return redo_record(ctx, part, page);
+        }
         PageChange::VisibilityClear { heap_block, bits } => {
             return visibility::clear(*heap_block, *bits, &mut Page(page));
         }
@@ -97,6 +139,11 @@ fn apply_change(
         PageChange::MultiOffsets(entries) => slru::multi_offsets(entries, page),
         PageChange::MultiMembers(members) => slru::multi_members(members, page),
         PageChange::ZeroMultiOffsets => slru::zero_multi_offsets(ctx.key.block(), page),
+        PageChange::Unhandled { rmid, record, .. } if is_native(*rmid) => {
+            let rel = ctx.key.rel().ok_or(RedoReason::Unhandled)?;
+            let change = change_of_kept(ctx.major, record, ctx.lsn, rel, ctx.key.block());
+            return apply_change(ctx, &change.ok_or(RedoReason::Unhandled)?, page);
+        }
         PageChange::Unhandled { .. } => return Err(RedoReason::Unhandled),
     }
     Ok(())
@@ -112,16 +159,42 @@ fn apply_record(
     } else if is_new(page) && !builds_missing_page(part) {
         return Err(RedoReason::NoBase);
     }
+    redo_record(ctx, part, page)
+}
+
+fn redo_record(
+    ctx: &Context<'_>,
+    part: &RecordPart,
+    page: &mut [u8; PAGE_SIZE],
+) -> Result<(), RedoReason> {
     let page = &mut Page(page);
     match part.rmid {
         rmgr::XLOG => xlog::redo(ctx, part, page),
         rmgr::HEAP2 => heap2::redo(ctx, part, page),
         rmgr::HEAP => heap::redo(ctx, part, page),
         rmgr::BTREE => btree::redo(ctx, part, page),
+        rmgr::HASH => hash::redo(ctx, part, page),
         rmgr::GIN => gin::redo(ctx, part, page),
+        rmgr::GIST => gist::redo(ctx, part, page),
         rmgr::SEQUENCE => sequence::redo(ctx, part, page),
+        rmgr::SPGIST => spgist::redo(ctx, part, page),
+        rmgr::BRIN => brin::redo(ctx, part, page),
         rmgr::GENERIC => generic::redo(ctx, part, page),
         _ => Err(RedoReason::Unhandled),
+    }
+}
+
+/// True for the resource managers whose page changes are redone here: all built-in ones. A record of theirs that an
+/// earlier version could only keep is redone too.
+pub fn is_native(rmid: u8) -> bool {
+    usize::from(rmid) < BUILT_IN.len()
+}
+
+/// The main data that redo of one block of `record` needs.
+pub fn main_for(record: &Record, block_id: u8) -> Bytes {
+    match record.rmid {
+        rmgr::SPGIST => spgist::main_for(record, block_id),
+        _ => record.main.clone(),
     }
 }
 
@@ -164,33 +237,35 @@ pub mod rmgr {
     pub const CUSTOM_MIN: u8 = 128;
 }
 
+/// Names of the built-in resource managers as `pg_waldump` prints them, by id.
+const BUILT_IN: [&str; 22] = [
+    "XLOG",
+    "Transaction",
+    "Storage",
+    "CLOG",
+    "Database",
+    "Tablespace",
+    "MultiXact",
+    "RelMap",
+    "Standby",
+    "Heap2",
+    "Heap",
+    "Btree",
+    "Hash",
+    "Gin",
+    "Gist",
+    "Sequence",
+    "SPGist",
+    "BRIN",
+    "CommitTs",
+    "ReplicationOrigin",
+    "Generic",
+    "LogicalMessage",
+];
+
 /// The name `pg_waldump` prints for a resource manager.
 pub fn rmgr_name(rmid: u8) -> &'static str {
-    const NAMES: [&str; 22] = [
-        "XLOG",
-        "Transaction",
-        "Storage",
-        "CLOG",
-        "Database",
-        "Tablespace",
-        "MultiXact",
-        "RelMap",
-        "Standby",
-        "Heap2",
-        "Heap",
-        "Btree",
-        "Hash",
-        "Gin",
-        "Gist",
-        "Sequence",
-        "SPGist",
-        "BRIN",
-        "CommitTs",
-        "ReplicationOrigin",
-        "Generic",
-        "LogicalMessage",
-    ];
-    match NAMES.get(usize::from(rmid)) {
+    match BUILT_IN.get(usize::from(rmid)) {
         Some(name) => name,
         None if rmid >= rmgr::CUSTOM_MIN => "custom",
         None => "unknown",

@@ -18,6 +18,8 @@ mod storage;
 mod xact;
 mod xlog;
 
+pub(crate) use self::blocks::change_of_kept;
+
 use bytes::Bytes;
 use treering_types::{ControlField, ErrorKind, Lsn, RelTag, SlruKind};
 
@@ -28,6 +30,7 @@ use super::{
 };
 use crate::{
     change::PageChange,
+    cursor::Cursor,
     redo::{rmgr, rmgr_name},
     relmap::RelMapError,
     version::PgMajor,
@@ -127,13 +130,15 @@ pub struct DatabaseDir {
 
 /// Why a record cannot be taken apart. The WAL after it must not be applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("record {rmgr} (rmid {rmid}) info {info:#04x} at {start}: {fault}")]
+#[error("record {rmgr} (rmid {rmid}) info {info:#04x} at {start}, byte {offset}: {fault}")]
 pub struct EffectError {
     /// Start of the record.
     pub start: Lsn,
     pub rmid: u8,
     pub rmgr: &'static str,
     pub info: u8,
+    /// Byte of the record up to which it made sense.
+    pub offset: usize,
     pub fault: EffectFault,
 }
 
@@ -149,6 +154,9 @@ pub enum EffectFault {
     #[error(transparent)]
     RelMap(#[from] RelMapError),
 }
+
+/// A fault and the byte of the record where it is.
+type Located = (usize, EffectFault);
 
 impl EffectError {
     pub fn kind(&self) -> ErrorKind {
@@ -169,29 +177,30 @@ pub fn effects(
     let mut after = state.clone();
     let mut out = Vec::new();
     let taken = take_apart(&mut after, record, major, &mut out);
-    taken.map_err(|fault| EffectError {
+    taken.map_err(|(offset, fault)| EffectError {
         start: record.start,
         rmid: record.rmid,
         rmgr: rmgr_name(record.rmid),
         info: record.info,
+        offset,
         fault,
     })?;
-    out.extend(control_effects(state, &after));
-    *state = after;
+    if *state != after {
+        control_effects(state, &after, &mut out);
+        *state = after;
+    }
     Ok(out)
 }
 
 /// One effect for each field of the control state that differs.
-fn control_effects(before: &ClusterState, after: &ClusterState) -> Vec<Effect> {
-    if before == after {
-        return Vec::new();
+fn control_effects(before: &ClusterState, after: &ClusterState, out: &mut Vec<Effect>) {
+    for field in STATE_FIELDS {
+        if !before.agrees(after, field)
+            && let Some(value) = after.encode(field)
+        {
+            out.push(Effect::Control { field, value });
+        }
     }
-    let changed = |field: &ControlField| {
-        let value =
-            after.encode(*field).filter(|value| before.encode(*field).as_ref() != Some(value));
-        value.map(|value| Effect::Control { field: *field, value })
-    };
-    STATE_FIELDS.iter().filter_map(changed).collect()
 }
 
 fn take_apart(
@@ -199,26 +208,39 @@ fn take_apart(
     record: &Record,
     major: PgMajor,
     out: &mut Vec<Effect>,
-) -> Result<(), EffectFault> {
+) -> Result<(), Located> {
     state.note_xid(record.xid);
     if let Some(xid) = record.toplevel_xid {
         state.note_xid(xid);
     }
     blocks::page_effects(state, record, out)?;
+    let mut main = Cursor::new(&record.main);
+    let taken = main_effects(state, record, &mut main, major, out);
+    taken.map_err(|fault| (record.offset_of(&record.main) + main.position(), fault))
+}
+
+/// What the main data says; `main` is left where it stopped making sense.
+fn main_effects(
+    state: &mut ClusterState,
+    record: &Record,
+    main: &mut Cursor<'_>,
+    major: PgMajor,
+    out: &mut Vec<Effect>,
+) -> Result<(), EffectFault> {
     let parsed = match record.rmid {
-        rmgr::XLOG => xlog::xlog(state, record, major, out),
-        rmgr::XACT => xact::xact(state, record, major, out),
-        rmgr::SMGR => storage::smgr(record, out),
-        rmgr::CLOG => slru::clog(state, record, major, out),
-        rmgr::DATABASE => storage::database(record, out),
-        rmgr::TABLESPACE => storage::tablespace(record, out),
-        rmgr::MULTIXACT => slru::multixact(state, record, major, out),
-        rmgr::RELMAP => return storage::rel_map(record, major, out),
-        rmgr::STANDBY => xlog::standby(state, record),
-        rmgr::HEAP => heap::heap(record, out),
-        rmgr::HEAP2 => heap::heap2(state, record, out),
-        rmgr::COMMIT_TS => slru::commit_ts(state, record, major, out),
-        rmgr::ORIGIN => xact::origin(record, out),
+        rmgr::XLOG => xlog::xlog(state, record, main, major, out),
+        rmgr::XACT => xact::xact(state, record, main, major, out),
+        rmgr::SMGR => storage::smgr(record, main, out),
+        rmgr::CLOG => slru::clog(state, record, main, major, out),
+        rmgr::DATABASE => storage::database(record, main, out),
+        rmgr::TABLESPACE => storage::tablespace(record, main, out),
+        rmgr::MULTIXACT => slru::multixact(state, record, main, major, out),
+        rmgr::RELMAP => return storage::rel_map(record, main, major, out),
+        rmgr::STANDBY => xlog::standby(state, record, main),
+        rmgr::HEAP => heap::heap(record, main, out),
+        rmgr::HEAP2 => heap::heap2(state, record, main, out),
+        rmgr::COMMIT_TS => slru::commit_ts(state, record, main, major, out),
+        rmgr::ORIGIN => xact::origin(record, main, out),
         rmgr::BTREE
         | rmgr::HASH
         | rmgr::GIN

@@ -2,7 +2,7 @@
 
 use treering_types::{ErrorKind, Lsn};
 
-use crate::version::PgMajor;
+use crate::{redo::rmgr_name, version::PgMajor};
 
 /// Why WAL bytes are not the record they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,15 +34,15 @@ pub enum WalError {
     /// whose link only has to point backwards.
     #[error("record at {at} points back to {found}, not to {expected:?}")]
     PrevLink { at: Lsn, expected: Option<Lsn>, found: Lsn },
-    /// The record's CRC-32C does not fit its bytes.
-    #[error("record at {at} fails its checksum")]
-    Checksum { at: Lsn },
+    /// The record's CRC-32C does not fit its bytes, of which the header is part.
+    #[error("record at {at} ({}, {length} bytes) fails its checksum", rmgr_name(*.rmid))]
+    Checksum { at: Lsn, rmid: u8, length: u32 },
     /// A page says that its first record replaces a broken one, and it does not.
     #[error("record at {at} does not overwrite the broken record at {broken}")]
     Overwrite { at: Lsn, broken: Lsn },
-    /// The record's checksum is right and its inside contradicts itself.
-    #[error("record at {at}: {what}")]
-    Malformed { at: Lsn, what: &'static str },
+    /// The record's checksum is right and its inside contradicts itself at byte `offset` of it.
+    #[error("record at {at} ({}), byte {offset}: {what}", rmgr_name(*.rmid))]
+    Malformed { at: Lsn, rmid: u8, offset: usize, what: &'static str },
 }
 
 /// Which part of a WAL page header is wrong.

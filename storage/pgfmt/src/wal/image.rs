@@ -60,15 +60,14 @@ impl BlockImage {
     }
 
     fn unpack(&self) -> Option<PageImage> {
-        let hole = usize::from(self.hole_length);
-        let size = PAGE_SIZE.checked_sub(hole)?;
-        let mut page: PageImage = Box::new([0; PAGE_SIZE]);
-        let target = page.get_mut(..size)?;
+        let size = PAGE_SIZE.checked_sub(usize::from(self.hole_length))?;
+        if self.compression == ImageCompression::None {
+            return self.with_hole(&self.bytes);
+        }
+        let mut unpacked = [0; PAGE_SIZE];
+        let target = unpacked.get_mut(..size)?;
         match self.compression {
-            ImageCompression::None if self.bytes.len() == size => {
-                target.copy_from_slice(&self.bytes);
-            }
-            ImageCompression::None => return None,
+            ImageCompression::None => {}
             ImageCompression::Pglz => pglz::decompress(&self.bytes, target).ok()?,
             ImageCompression::Lz4 => {
                 let count = lz4_flex::block::decompress_into(&self.bytes, target).ok()?;
@@ -79,11 +78,21 @@ impl BlockImage {
                 (count == size).then_some(())?;
             }
         }
-        let hole_start = usize::from(self.hole_offset);
-        let hole_end = hole_start.checked_add(hole).filter(|end| *end <= PAGE_SIZE)?;
-        page.copy_within(hole_start..size, hole_end);
-        page.get_mut(hole_start..hole_end)?.fill(0);
-        Some(page)
+        self.with_hole(target)
+    }
+
+    /// A page of `bytes` and the hole between them, each byte written once.
+    fn with_hole(&self, bytes: &[u8]) -> Option<PageImage> {
+        let hole = usize::from(self.hole_length);
+        if bytes.len() + hole != PAGE_SIZE {
+            return None;
+        }
+        let (before, after) = bytes.split_at_checked(usize::from(self.hole_offset))?;
+        let mut page = Vec::with_capacity(PAGE_SIZE);
+        page.extend_from_slice(before);
+        page.resize(before.len() + hole, 0);
+        page.extend_from_slice(after);
+        page.into_boxed_slice().try_into().ok()
     }
 }
 

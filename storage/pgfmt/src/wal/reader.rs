@@ -318,7 +318,8 @@ impl WalDecoder {
         bytes: Bytes,
     ) -> Result<Step, WalError> {
         if record_crc(&bytes) != header.crc {
-            return Err(WalError::Checksum { at: start });
+            let (rmid, length) = (header.rmid, header.total_len);
+            return Err(WalError::Checksum { at: start, rmid, length });
         }
         if let Some(broken) = self.broken.take()
             && !overwrites(header, &bytes, broken)

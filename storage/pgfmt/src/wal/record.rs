@@ -151,7 +151,18 @@ impl Record {
     /// # Errors
     /// [`WalError::Malformed`] when the parts contradict each other or the length.
     pub fn decode(major: PgMajor, raw: &RawRecord) -> Result<Record, WalError> {
-        decode(major, raw).map_err(|what| WalError::Malformed { at: raw.start, what })
+        let mut rest = Fields { bytes: &raw.bytes, at: 0 };
+        decode(major, raw, &mut rest).map_err(|what| {
+            let rmid = RecordHeader::parse(&raw.bytes).map_or(0, |header| header.rmid);
+            WalError::Malformed { at: raw.start, rmid, offset: rest.at, what }
+        })
+    }
+
+    /// Where a part of the record begins in it; the record's end for a part without bytes.
+    pub fn offset_of(&self, part: &Bytes) -> usize {
+        let offset = (part.as_ptr() as usize).checked_sub(self.raw.as_ptr() as usize);
+        let offset = offset.filter(|offset| *offset < self.raw.len() && !part.is_empty());
+        offset.unwrap_or(self.raw.len())
     }
 
     /// The block reference with this id.
@@ -180,25 +191,25 @@ struct Heads {
     main_len: usize,
 }
 
-fn decode(major: PgMajor, raw: &RawRecord) -> Result<Record, &'static str> {
+/// `rest` is moved along; where it stands after an error is where the fault is.
+fn decode(major: PgMajor, raw: &RawRecord, rest: &mut Fields<'_>) -> Result<Record, &'static str> {
     let header = RecordHeader::parse(&raw.bytes).ok_or("shorter than its header")?;
     if header.total_len as usize != raw.bytes.len() {
         return Err("length differs from the header's");
     }
-    let mut rest = Fields { bytes: &raw.bytes, at: RECORD_HEADER_SIZE };
-    let heads = read_heads(&mut rest, &major.layout().image_flags)?;
-    let mut tail = raw.bytes.slice(rest.at..);
+    rest.at = RECORD_HEADER_SIZE;
+    let heads = read_heads(rest, &major.layout().image_flags)?;
     let mut blocks = Vec::with_capacity(heads.blocks.len());
     for head in heads.blocks {
         let mut block = head.block;
         if let Some(image) = &mut block.image {
-            image.bytes = take(&mut tail, head.image_len)?;
+            image.bytes = rest.part(&raw.bytes, head.image_len)?;
         }
-        block.data = take(&mut tail, head.data_len)?;
+        block.data = rest.part(&raw.bytes, head.data_len)?;
         blocks.push(block);
     }
-    let main = take(&mut tail, heads.main_len)?;
-    if !tail.is_empty() {
+    let main = rest.part(&raw.bytes, heads.main_len)?;
+    if rest.left() > 0 {
         return Err("longer than its parts");
     }
     Ok(Record {
@@ -214,16 +225,6 @@ fn decode(major: PgMajor, raw: &RawRecord) -> Result<Record, &'static str> {
         main,
         blocks,
     })
-}
-
-fn take(tail: &mut Bytes, len: usize) -> Result<Bytes, &'static str> {
-    if len == 0 {
-        return Ok(Bytes::new());
-    }
-    if len > tail.len() {
-        return Err("shorter than its parts");
-    }
-    Ok(tail.split_to(len))
 }
 
 /// Headers end with the main data's, or, in a record without main data, where the announced data begins.
@@ -327,7 +328,7 @@ fn compression_of(info: u8, flags: &ImageFlags) -> Result<ImageCompression, &'st
     found.map(|(_, compression)| compression).ok_or("unknown image compression")
 }
 
-/// A checked cursor over a record's headers.
+/// A checked cursor over a record.
 struct Fields<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -342,6 +343,16 @@ impl Fields<'_> {
         let found = array_at(self.bytes, self.at).ok_or("ends within a header")?;
         self.at += N;
         Ok(found)
+    }
+
+    /// The next `len` bytes of `whole`, which are the ones the cursor is over, shared.
+    fn part(&mut self, whole: &Bytes, len: usize) -> Result<Bytes, &'static str> {
+        if len > self.left() {
+            return Err("shorter than its parts");
+        }
+        let begin = self.at;
+        self.at += len;
+        Ok(if len == 0 { Bytes::new() } else { whole.slice(begin..self.at) })
     }
 
     fn u8(&mut self) -> Result<u8, &'static str> {

@@ -260,6 +260,32 @@ impl ClusterState {
         Some(Bytes::from(out))
     }
 
+    /// True when both would store the same value for `field`.
+    pub(super) fn agrees(&self, other: &ClusterState, field: ControlField) -> bool {
+        match field {
+            ControlField::Imported => true,
+            ControlField::NextXid => self.next_xid == other.next_xid,
+            ControlField::NextOid => self.next_oid == other.next_oid,
+            ControlField::NextMulti => {
+                (self.next_multi, self.next_multi_offset)
+                    == (other.next_multi, other.next_multi_offset)
+            }
+            ControlField::OldestXid => {
+                (self.oldest_xid, self.oldest_xid_db) == (other.oldest_xid, other.oldest_xid_db)
+            }
+            ControlField::OldestMulti => {
+                (self.oldest_multi, self.oldest_multi_db)
+                    == (other.oldest_multi, other.oldest_multi_db)
+            }
+            ControlField::CommitTs => {
+                (self.oldest_commit_ts_xid, self.newest_commit_ts_xid)
+                    == (other.oldest_commit_ts_xid, other.newest_commit_ts_xid)
+            }
+            ControlField::Parameters => self.parameters == other.parameters,
+            ControlField::Checkpoint => self.checkpoint == other.checkpoint,
+        }
+    }
+
     /// Sets one field from its stored form. The imported file is not part of the state and changes nothing.
     ///
     /// # Errors

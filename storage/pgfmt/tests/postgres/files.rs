@@ -10,9 +10,8 @@ use treering_pgfmt::{
     version::PgMajor,
     wal::record::Record,
 };
+use treering_stock::{Cluster, run};
 use treering_types::{Lsn, PAGE_SIZE};
-
-use crate::cluster::{Cluster, output_of};
 
 const MAJOR: PgMajor = PgMajor::V15;
 
@@ -34,7 +33,7 @@ fn check_control(cluster: &Cluster, records: &[Record]) {
     assert_eq!(file, control.encode()[..]);
     assert_eq!((control.major(), control.state()), (MAJOR, ClusterStatus::ShutDown));
 
-    let text = output_of(cluster.command("pg_controldata").arg(cluster.data()));
+    let text = run(cluster.command("pg_controldata").unwrap().arg(cluster.data())).unwrap();
     let facts: HashMap<&str, &str> = text
         .lines()
         .filter_map(|line| line.split_once(':'))

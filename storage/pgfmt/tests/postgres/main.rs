@@ -1,9 +1,6 @@
 //! Our readings and writings of Postgres's files against stock Postgres 15: its own tools must agree with what we
 //! read, and the server must start from what we write. Postgres missing is a failure.
 
-mod cluster;
-mod effects;
 mod files;
-mod model;
 mod start;
 mod wal;

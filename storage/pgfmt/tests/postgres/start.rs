@@ -9,9 +9,10 @@ use treering_pgfmt::{
         Origin, SyntheticCheckpoint, blank_segment_head, record_start_after, synthetic_checkpoint,
     },
 };
+use treering_stock::{Cluster, Postgres};
 use treering_types::{Lsn, WAL_SEGMENT_SIZE};
 
-use crate::{cluster::Cluster, files::control_of, wal::read_log};
+use crate::{files::control_of, wal::read_log};
 
 /// Forgets the log, and makes the cluster begin at the fork `at` with a checkpoint of ours.
 fn fork(cluster: &Cluster, at: Lsn, tli: u32) -> Lsn {
@@ -38,7 +39,7 @@ fn fork(cluster: &Cluster, at: Lsn, tli: u32) -> Lsn {
     }
     if tli > old.this_tli {
         let line = format!("{}\t{at}\tfork\n", old.this_tli);
-        cluster.write(&format!("pg_wal/{tli:08X}.history"), line.as_bytes());
+        cluster.write(&format!("pg_wal/{tli:08X}.history"), line.as_bytes()).unwrap();
     }
     let origin = Origin { major: PgMajor::V15, tli, system_id };
     let mut bytes = blank_segment_head(&origin, at);
@@ -47,19 +48,23 @@ fn fork(cluster: &Cluster, at: Lsn, tli: u32) -> Lsn {
         let name = (at.segment_start() + index as u64 * WAL_SEGMENT_SIZE).segment_file_name(tli);
         let mut segment = segment.to_vec();
         segment.resize(WAL_SEGMENT_SIZE as usize, 0);
-        cluster.write(&format!("pg_wal/{name}"), &segment);
+        cluster.write(&format!("pg_wal/{name}"), &segment).unwrap();
     }
     control.shut_down_at(wal.record_start, &wal.checkpoint, old.time);
-    cluster.write("global/pg_control", &control.encode()[..]);
+    cluster.write("global/pg_control", &control.encode()[..]).unwrap();
     wal.record_start
 }
 
 #[test]
 fn the_server_starts_from_a_synthetic_checkpoint_anywhere() {
-    let mut cluster = Cluster::create("max_wal_size=1GB\nwal_keep_size=1GB\nautovacuum=off");
-    cluster.start();
-    cluster.sql("create table t(i int)");
-    cluster.stop("fast");
+    let mut cluster = Cluster::create(
+        &Postgres::find(15).unwrap(),
+        "max_wal_size=1GB\nwal_keep_size=1GB\nautovacuum=off",
+    )
+    .unwrap();
+    cluster.start().unwrap();
+    cluster.sql("create table t(i int)").unwrap();
+    cluster.stop("fast").unwrap();
     let segment = 0x1000_0000_u64;
     let size = WAL_SEGMENT_SIZE;
     let positions = [
@@ -76,21 +81,21 @@ fn the_server_starts_from_a_synthetic_checkpoint_anywhere() {
     for (rows, (offset, tli, what)) in positions.into_iter().enumerate() {
         let at = Lsn(segment + offset);
         let start = fork(&cluster, at, tli);
-        cluster.start();
+        cluster.start().unwrap();
         let log = cluster.log();
         assert!(log.contains("database system was shut down at"), "{what}: {log}");
         for bad in ["redo", "recovery", "WARNING", "ERROR", "PANIC"] {
             assert!(!log.contains(bad), "{what}: {log}");
         }
-        assert_eq!(cluster.sql("select count(*) from t"), rows.to_string(), "{what}");
-        cluster.sql("insert into t values (1)");
+        assert_eq!(cluster.sql("select count(*) from t").unwrap(), rows.to_string(), "{what}");
+        cluster.sql("insert into t values (1)").unwrap();
         if rows % 3 == 0 {
             // Ordinary crash recovery runs over our record too.
-            cluster.stop("immediate");
-            cluster.start();
+            cluster.stop("immediate").unwrap();
+            cluster.start().unwrap();
             assert!(cluster.log().contains("redo starts at"), "{what}: {}", cluster.log());
         }
-        cluster.stop("fast");
+        cluster.stop("fast").unwrap();
         // Our record and what the server wrote behind it read as one log.
         let (records, end) = read_log(&cluster, Some(at));
         assert_eq!(records[0].start, start, "{what}");

@@ -11,9 +11,8 @@ use treering_pgfmt::{
         record::{RawRecord, Record},
     },
 };
+use treering_stock::{Cluster, Postgres};
 use treering_types::{Lsn, PAGE_SIZE, RelTag, WAL_SEGMENT_SIZE};
-
-use crate::cluster::Cluster;
 
 const MAJOR: PgMajor = PgMajor::V15;
 
@@ -97,7 +96,7 @@ fn line_of(record: &Record, total_len: usize) -> Line {
 
 /// What `pg_waldump` prints and complains of from `start` to the log's end.
 fn dump(cluster: &Cluster, args: &[&str], start: Lsn) -> (String, String) {
-    let mut command = cluster.command("pg_waldump");
+    let mut command = cluster.command("pg_waldump").unwrap();
     command.args(args).arg("-p").arg(cluster.wal_dir()).args(["-s", &start.to_string()]);
     // Without an end it reports the end of the log as an error: that is one of the facts we compare.
     let output = command.output().unwrap();
@@ -107,23 +106,25 @@ fn dump(cluster: &Cluster, args: &[&str], start: Lsn) -> (String, String) {
 fn busy_cluster() -> Cluster {
     let settings = "max_prepared_transactions=5\nwal_keep_size=1GB\nmax_wal_size=4GB\n\
                     track_commit_timestamp=on\nautovacuum=off";
-    let mut cluster = Cluster::create(settings);
-    cluster.start();
-    cluster.pgbench(&["-i", "-q", "-s", "1"]);
-    cluster.sql("select pg_switch_wal()");
-    cluster.pgbench(&["-n", "-c", "2", "-t", "200"]);
+    let mut cluster = Cluster::create(&Postgres::find(15).unwrap(), settings).unwrap();
+    cluster.start().unwrap();
+    cluster.pgbench(&["-i", "-q", "-s", "1"]).unwrap();
+    cluster.sql("select pg_switch_wal()").unwrap();
+    cluster.pgbench(&["-n", "-c", "2", "-t", "200"]).unwrap();
     for (method, number) in [("pglz", 1), ("lz4", 2), ("zstd", 3), ("off", 4)] {
-        cluster.sql(&format!(
+        cluster
+            .sql(&format!(
             "checkpoint; set wal_compression={method}; create table t{number} as select i, i/7 j
              from generate_series(1, 3000) i; create index on t{number}(j, i);
              update t{number} set j = 0 where i % 100 = 0"
-        ));
+        ))
+            .unwrap();
     }
     // A record of many pages: one large message.
-    cluster.sql("select pg_logical_emit_message(false, 'x', repeat('y', 300000))");
-    cluster.sql("begin; insert into t1 values (-1); prepare transaction 'held'");
-    cluster.sql("select pg_switch_wal(); checkpoint");
-    cluster.stop("fast");
+    cluster.sql("select pg_logical_emit_message(false, 'x', repeat('y', 300000))").unwrap();
+    cluster.sql("begin; insert into t1 values (-1); prepare transaction 'held'").unwrap();
+    cluster.sql("select pg_switch_wal(); checkpoint").unwrap();
+    cluster.stop("fast").unwrap();
     cluster
 }
 

@@ -19,8 +19,8 @@ use crate::{
 
 /// Merges the intervals of the record.
 pub(super) fn redo(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let count = Fields::new(&part.main).u16()?;
-    let intervals = Fields::new(&part.data).u16s(usize::from(count) * 2)?;
+    let count = Fields::main(part).u16()?;
+    let intervals = Fields::data(part).u16s(usize::from(count) * 2)?;
     let mut old_bytes = *page.bytes();
     let old = Page::new(&mut old_bytes);
     let special = Special::read(&old)?;

@@ -16,7 +16,7 @@ use crate::{
 
 /// DELETE: tuples known dead go while a page is full.
 pub(super) fn delete(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     main.skip(4)?;
     remove(&mut main, &part.data, page)?;
     Special::edit(page, |special| special.flags &= !flag::HAS_GARBAGE)
@@ -28,7 +28,7 @@ pub(super) fn vacuum(
     page: &mut Page<'_>,
     clears_cycle: bool,
 ) -> Result<(), RedoReason> {
-    remove(&mut Fields::new(&part.main), &part.data, page)?;
+    remove(&mut Fields::main(part), &part.data, page)?;
     Special::edit(page, |special| {
         special.flags &= !flag::HAS_GARBAGE;
         if clears_cycle {

@@ -18,7 +18,7 @@ pub(super) fn tuple_splitting_posting(
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
     let offset = offset_of(part)?;
-    let mut data = Fields::new(&part.data);
+    let mut data = Fields::data(part);
     let place = data.u16()?;
     let tuple = data.rest();
     if index_tuple::leading(tuple)?.len() != tuple.len() {
@@ -33,7 +33,7 @@ pub(super) fn tuple_splitting_posting(
 
 /// The new tuple's offset number, at least 1.
 fn offset_of(part: &RecordPart) -> Result<u16, RedoReason> {
-    match Fields::new(&part.main).u16()? {
+    match Fields::main(part).u16()? {
         0 => Err(RedoReason::Malformed("tuple offset is zero")),
         offset => Ok(offset),
     }

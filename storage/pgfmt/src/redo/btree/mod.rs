@@ -16,7 +16,7 @@ mod tests;
 mod unlink;
 
 use super::{Context, RedoReason, index_tuple};
-use crate::{change::RecordPart, page::Page, version::PgMajor};
+use crate::{change::RecordPart, page::Page};
 
 /// Record types: the high four bits of the info byte (`access/nbtxlog.h`).
 mod kind {
@@ -58,7 +58,9 @@ pub(super) fn redo(
         }
         (DEDUP, 0) => dedup::redo(part, page),
         (DELETE, 0) => delete::delete(part, page),
-        (VACUUM, 0) => delete::vacuum(part, page, ctx.major >= PgMajor::V18),
+        (VACUUM, 0) => {
+            delete::vacuum(part, page, ctx.major.layout().records.btree_vacuum_clears_cycle)
+        }
         (MARK_PAGE_HALFDEAD, 0) => unlink::half_dead_leaf(part, page),
         (MARK_PAGE_HALFDEAD, 1) => unlink::half_dead_parent(part, page),
         (UNLINK_PAGE | UNLINK_PAGE_META, 0) => unlink::target(part, page),

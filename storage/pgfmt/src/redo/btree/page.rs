@@ -161,7 +161,7 @@ pub(super) fn restore_meta(part: &RecordPart, page: &mut Page<'_>) -> Result<(),
     const MAGIC: u32 = 0x05_3162;
     /// `sizeof(BTMetaPageData)`.
     const META_SIZE: usize = 48;
-    let mut meta = Fields::new(&part.data);
+    let mut meta = Fields::data(part);
     // Version, root, level, fast root, fast level, deleted pages at the last cleanup: same order on the page.
     let numbers = meta.take(24)?;
     let all_equal_image = meta.u8()?;

@@ -38,7 +38,7 @@ struct Split {
 
 impl Split {
     fn read(part: &RecordPart) -> Result<Self, RedoReason> {
-        let mut main = Fields::new(&part.main);
+        let mut main = Fields::main(part);
         Ok(Split {
             level: main.u32()?,
             first_right: main.u16()?,
@@ -78,7 +78,7 @@ pub(super) fn left(
     let mut old_bytes = *page.bytes();
     let mut old = Page::new(&mut old_bytes);
     let special = Special::read(&old)?;
-    let mut data = Fields::new(&part.data);
+    let mut data = Fields::data(part);
     let new_tuple = if new == NewTuple::Left || split.posting_place != 0 {
         Some(take_aligned(&mut data)?)
     } else {
@@ -123,7 +123,7 @@ fn take_aligned<'a>(data: &mut Fields<'a>) -> Result<&'a [u8], RedoReason> {
 
 /// NEWROOT block 0: an empty leaf, or two downlinks after a root split.
 pub(super) fn new_root(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     main.skip(4)?;
     let level = main.u32()?;
     let leaf = if level == 0 { flag::LEAF } else { 0 };

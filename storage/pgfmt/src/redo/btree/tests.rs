@@ -7,7 +7,7 @@ use super::{
     posting::{self, LeafTuple},
     *,
 };
-use crate::{change::PartBlock, item::Placement};
+use crate::{change::PartBlock, item::Placement, version::PgMajor};
 
 const REL: RelTag = RelTag { tablespace: 1663, database: 5, relation: 16384, fork: Fork::Main };
 const END: Lsn = Lsn(0x0100_0000_2000);

@@ -26,7 +26,7 @@ struct HalfDead {
 
 impl HalfDead {
     fn read(part: &RecordPart) -> Result<Self, RedoReason> {
-        let mut main = Fields::new(&part.main);
+        let mut main = Fields::main(part);
         let parent_offset = main.u16()?;
         // Padding, and the leaf's own number.
         main.skip(2 + 4)?;
@@ -82,7 +82,7 @@ struct Unlink {
 
 impl Unlink {
     fn read(part: &RecordPart) -> Result<Self, RedoReason> {
-        let mut main = Fields::new(&part.main);
+        let mut main = Fields::main(part);
         let (left, right, level) = (main.u32()?, main.u32()?, main.u32()?);
         main.skip(4)?;
         Ok(Unlink {

@@ -25,7 +25,7 @@ const NO_ROOM: RedoReason = RedoReason::Malformed("posting lists do not fit");
 
 /// CREATE_PTREE: the root of a new posting tree, a leaf, comes whole in the record.
 pub(super) fn create(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     let size = main.u32()? as usize;
     let lists = main.take(size)?;
     if size > SPECIAL - DATA {

@@ -46,12 +46,12 @@ pub(super) fn redo(
         }
         (VACUUM_DATA_LEAF_PAGE, 0) => leaf::recompress(&part.data, page),
         (DELETE_PAGE, 0) => delete_page(part, page),
-        (DELETE_PAGE, 1) => downlink::delete(page, Fields::new(&part.main).u16()?),
+        (DELETE_PAGE, 1) => downlink::delete(page, Fields::main(part).u16()?),
         (DELETE_PAGE, 2) => skip_deleted_page(part, page),
         (UPDATE_META_PAGE, 0) => list::update_meta(part, page),
         (UPDATE_META_PAGE, 1) => list::update_tail(part, page),
         (INSERT_LISTPAGE, 0) => list::insert_page(part, page),
-        (DELETE_LISTPAGE, 0) => page::restore_meta(&mut Fields::new(&part.main), page),
+        (DELETE_LISTPAGE, 0) => page::restore_meta(&mut Fields::main(part), page),
         (DELETE_LISTPAGE, _) => page::init(page, page::flag::DELETED),
         _ => Err(RedoReason::Unhandled),
     }?;
@@ -63,7 +63,7 @@ pub(super) fn redo(
 fn insert(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
     const IS_DATA: u16 = 1;
     const IS_LEAF: u16 = 2;
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     let flags = main.u16()?;
     if flags & IS_LEAF != 0 {
         return match flags & IS_DATA {
@@ -82,7 +82,7 @@ fn insert(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
 
 /// DELETE_PAGE block 0: the page keeps its content and says since when it is gone.
 fn delete_page(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     main.skip(8)?;
     let delete_xid = main.u32()?;
     page::Special::edit(page, |special| special.flags |= page::flag::DELETED)?;
@@ -92,7 +92,7 @@ fn delete_page(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason>
 
 /// DELETE_PAGE block 2: the left sibling links past the page.
 fn skip_deleted_page(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     main.skip(4)?;
     let right = main.u32()?;
     page::Special::edit(page, |special| special.right = right)

@@ -30,11 +30,11 @@ mod unified_flag {
 
 /// PRUNE of 15 and 16; what is left of the block data after redirections and dead items becomes unused.
 pub(super) fn prune(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     main.skip(4)?; // the conflict horizon
     let redirect_count = usize::from(main.u16()?);
     let dead_count = usize::from(main.u16()?);
-    let mut data = Fields::new(&part.data);
+    let mut data = Fields::data(part);
     redirect(page, data.u16s(redirect_count * 2)?)?;
     set_state(page, data.u16s(dead_count)?, PointerState::Dead)?;
     let unused_count = data.rest().len() / 2;
@@ -44,18 +44,18 @@ pub(super) fn prune(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoRe
 
 /// VACUUM of 15 and 16: dead items become unused, tuples stay where they are.
 pub(super) fn vacuum(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let count = usize::from(Fields::new(&part.main).u16()?);
-    let unused = Fields::new(&part.data).u16s(count)?;
+    let count = usize::from(Fields::main(part).u16()?);
+    let unused = Fields::data(part).u16s(count)?;
     set_state(page, unused, PointerState::Unused)?;
     page.truncate_line_pointer_array()
 }
 
 /// FREEZE_PAGE of 15.
 pub(super) fn freeze_tuples(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     main.skip(4)?; // the cutoff
     let count = main.u16()?;
-    let mut data = Fields::new(&part.data);
+    let mut data = Fields::data(part);
     for _ in 0..count {
         let xmax = data.u32()?;
         let offset = data.u16()?;
@@ -69,10 +69,10 @@ pub(super) fn freeze_tuples(part: &RecordPart, page: &mut Page<'_>) -> Result<()
 
 /// FREEZE_PAGE of 16.
 pub(super) fn freeze_plans(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     main.skip(4)?; // the conflict horizon
     let count = usize::from(main.u16()?);
-    let mut data = Fields::new(&part.data);
+    let mut data = Fields::data(part);
     let plans = data.take(count * FreezePlan::SIZE)?;
     execute_plans(page, plans, &mut data)
 }
@@ -80,10 +80,10 @@ pub(super) fn freeze_plans(part: &RecordPart, page: &mut Page<'_>) -> Result<(),
 /// PRUNE_ON_ACCESS, PRUNE_VACUUM_SCAN and PRUNE_VACUUM_CLEANUP of 17 and 18.
 pub(super) fn unified(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
     use unified_flag::*;
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     main.skip(1)?; // the reason
     let flags = main.u8()?;
-    let mut data = Fields::new(&part.data);
+    let mut data = Fields::data(part);
     let plans = match flags & HAS_FREEZE_PLANS {
         0 => &[][..],
         _ => {

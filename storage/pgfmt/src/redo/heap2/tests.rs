@@ -7,6 +7,7 @@ use crate::{
     item::Placement,
     page::{LinePointer, PointerState},
     redo::{apply, rmgr},
+    version::PgMajor,
 };
 
 const REL: RelTag = RelTag { tablespace: 1663, database: 5, relation: 16384, fork: Fork::Main };

@@ -1,13 +1,15 @@
 //! The pages that a record references.
 
-use treering_types::Lsn;
+use bytes::Bytes;
+use treering_types::{Lsn, RelTag};
 
-use super::{Effect, EffectFault};
+use super::{Effect, EffectFault, Located};
 use crate::{
     change::{PageChange, PartBlock, RecordPart},
-    redo::{rmgr, xlog},
+    redo::{self, rmgr, xlog},
+    version::PgMajor,
     wal::{
-        record::{Block, BlockImage, Record},
+        record::{Block, BlockImage, RawRecord, Record},
         state::ClusterState,
     },
 };
@@ -25,9 +27,11 @@ pub(super) fn page_effects(
     state: &ClusterState,
     record: &Record,
     out: &mut Vec<Effect>,
-) -> Result<(), EffectFault> {
+) -> Result<(), Located> {
     for block in &record.blocks {
-        if let Some(change) = change_of(state, record, block)? {
+        let image = block.image.as_ref().map_or(&block.data, |image| &image.bytes);
+        let change = change_of(state, record, block);
+        if let Some(change) = change.map_err(|fault| (record.offset_of(image), fault))? {
             out.push(Effect::Page { rel: block.rel, block: block.block, change });
         }
     }
@@ -50,37 +54,45 @@ fn change_of(
     block: &Block,
 ) -> Result<Option<PageChange>, EffectFault> {
     if let Some(image) = applied_image(block) {
-        if changes_after_image(record, block.id) {
-            return Ok(Some(unhandled(record)));
-        }
-        return restore(image, record.end).map(Some);
+        let image = image.restore_at(record.end)?;
+        return Ok(Some(match changes_after_image(record, block.id) {
+            true => PageChange::ImageThenRecord { image, part: cut(state, record, block) },
+            false => PageChange::Image(image),
+        }));
     }
     if record.rmid == rmgr::XLOG {
         // full_page_writes was off: a hint without its image is lost, as on any standby (`xlog_redo`).
         let is_hint = record.info & 0xf0 == xlog::FPI_FOR_HINT;
         return if is_hint { Ok(None) } else { Err(EffectFault::NoImage) };
     }
-    if handled(record.rmid) {
-        return Ok(Some(PageChange::Record(cut(state, record, block))));
+    if only_registered(record, block.id) {
+        return Ok(None);
     }
-    Ok((!only_registered(record, block.id)).then(|| unhandled(record)))
+    Ok(Some(match redo::is_native(record.rmid) {
+        true => PageChange::Record(cut(state, record, block)),
+        false => unhandled(record),
+    }))
+}
+
+/// What a record that an earlier version kept whole, having no redo for it, does to one of its blocks. `raw` is the
+/// record's bytes, `end` where it ended. `None` if it is no record, or does nothing to the block.
+pub(crate) fn change_of_kept(
+    major: PgMajor,
+    raw: &Bytes,
+    end: Lsn,
+    rel: RelTag,
+    number: u32,
+) -> Option<PageChange> {
+    // Where it began matters to messages only. Hint logging matters to Heap2 only, which was never kept.
+    let raw = RawRecord { start: end, end, bytes: raw.clone() };
+    let record = Record::decode(major, &raw).ok().filter(|record| redo::is_native(record.rmid))?;
+    let block = record.blocks.iter().find(|block| (block.rel, block.block) == (rel, number))?;
+    change_of(&ClusterState::default(), &record, block).ok()?
 }
 
 /// The image that redo restores; one without APPLY only serves `wal_consistency_checking`.
 fn applied_image(block: &Block) -> Option<&BlockImage> {
     block.image.as_ref().filter(|image| image.apply)
-}
-
-fn restore(image: &BlockImage, end: Lsn) -> Result<PageChange, EffectFault> {
-    Ok(PageChange::Image(image.restore_at(end)?))
-}
-
-/// Resource managers with redo of their own in this version.
-fn handled(rmid: u8) -> bool {
-    matches!(
-        rmid,
-        rmgr::HEAP2 | rmgr::HEAP | rmgr::BTREE | rmgr::GIN | rmgr::SEQUENCE | rmgr::GENERIC
-    )
 }
 
 /// Blocks that redo changes after restoring their image (WAL.md E8): the complete list.
@@ -124,6 +136,6 @@ fn cut(state: &ClusterState, record: &Record, block: &Block) -> RecordPart {
         hints_logged: state.parameters.hints_logged(),
         blocks: blocks.collect(),
         data: block.data.clone(),
-        main: record.main.clone(),
+        main: redo::main_for(record, block.id),
     }
 }

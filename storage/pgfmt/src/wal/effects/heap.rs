@@ -8,7 +8,7 @@ use treering_types::{Fork, PAGE_SIZE};
 use super::Effect;
 use crate::{
     change::PageChange,
-    le::u8_at,
+    cursor::Cursor,
     wal::{record::Record, state::ClusterState},
 };
 
@@ -20,24 +20,23 @@ const BOTH_BITS: u8 = 3;
 /// Operation bits of the info byte; 0x80 says that the page is initialised.
 const OPERATION: u8 = 0x70;
 
-pub(super) fn heap(record: &Record, out: &mut Vec<Effect>) -> Option<()> {
+pub(super) fn heap(record: &Record, fields: &mut Cursor<'_>, out: &mut Vec<Effect>) -> Option<()> {
     const INSERT: u8 = 0x00;
     const DELETE: u8 = 0x10;
     const UPDATE: u8 = 0x20;
     const HOT_UPDATE: u8 = 0x40;
     const LOCK: u8 = 0x60;
-    let main = &record.main;
     match record.info & OPERATION {
-        INSERT => clear_if(u8_at(main, 2)? & 1 != 0, record, 0, BOTH_BITS, out),
-        DELETE => clear_if(u8_at(main, 7)? & 1 != 0, record, 0, BOTH_BITS, out),
+        INSERT => clear_if(byte_at(fields, 2)? & 1 != 0, record, 0, BOTH_BITS, out),
+        DELETE => clear_if(byte_at(fields, 7)? & 1 != 0, record, 0, BOTH_BITS, out),
         UPDATE | HOT_UPDATE => {
-            let flags = u8_at(main, 7)?;
+            let flags = byte_at(fields, 7)?;
             // Block 1 is the old page, present only if it is another one.
             let old_id = if record.block(1).is_some() { 1 } else { 0 };
             clear_if(flags & 1 != 0, record, old_id, BOTH_BITS, out);
             clear_if(flags & 2 != 0, record, 0, BOTH_BITS, out);
         }
-        LOCK => clear_if(u8_at(main, 7)? & 1 != 0, record, 0, ALL_FROZEN, out),
+        LOCK => clear_if(byte_at(fields, 7)? & 1 != 0, record, 0, ALL_FROZEN, out),
         _ => {}
     }
     Some(())
@@ -46,19 +45,25 @@ pub(super) fn heap(record: &Record, out: &mut Vec<Effect>) -> Option<()> {
 pub(super) fn heap2(
     state: &mut ClusterState,
     record: &Record,
+    fields: &mut Cursor<'_>,
     out: &mut Vec<Effect>,
 ) -> Option<()> {
     const MULTI_INSERT: u8 = 0x50;
     const LOCK_UPDATED: u8 = 0x60;
     const NEW_CID: u8 = 0x70;
-    let main = &record.main;
     match record.info & OPERATION {
-        MULTI_INSERT => clear_if(u8_at(main, 0)? & 1 != 0, record, 0, BOTH_BITS, out),
-        LOCK_UPDATED => clear_if(u8_at(main, 7)? & 1 != 0, record, 0, ALL_FROZEN, out),
-        NEW_CID => state.note_xid(crate::le::u32_at(main, 0)?),
+        MULTI_INSERT => clear_if(byte_at(fields, 0)? & 1 != 0, record, 0, BOTH_BITS, out),
+        LOCK_UPDATED => clear_if(byte_at(fields, 7)? & 1 != 0, record, 0, ALL_FROZEN, out),
+        NEW_CID => state.note_xid(fields.u32()?),
         _ => {}
     }
     Some(())
+}
+
+/// The byte behind the next `skipped` ones: the flags of a record.
+fn byte_at(fields: &mut Cursor<'_>, skipped: usize) -> Option<u8> {
+    fields.skip(skipped)?;
+    fields.u8()
 }
 
 fn clear_if(cleared: bool, record: &Record, block_id: u8, bits: u8, out: &mut Vec<Effect>) {

@@ -20,11 +20,11 @@ const TRUNCATE: u8 = 0x10;
 pub(super) fn clog(
     state: &mut ClusterState,
     record: &Record,
+    fields: &mut Cursor<'_>,
     major: PgMajor,
     out: &mut Vec<Effect>,
 ) -> Option<()> {
-    let mut fields = Cursor::new(&record.main);
-    let page = page_number(&mut fields, major)?;
+    let page = page_number(fields, major)?;
     match record.rmgr_info() {
         ZERO_PAGE => out.push(slru(SlruKind::Xact, page, PageChange::Zero)),
         TRUNCATE => state.advance_oldest_xid(fields.u32()?, fields.u32()?),
@@ -36,11 +36,11 @@ pub(super) fn clog(
 pub(super) fn commit_ts(
     state: &mut ClusterState,
     record: &Record,
+    fields: &mut Cursor<'_>,
     major: PgMajor,
     out: &mut Vec<Effect>,
 ) -> Option<()> {
-    let mut fields = Cursor::new(&record.main);
-    let page = page_number(&mut fields, major)?;
+    let page = page_number(fields, major)?;
     match record.rmgr_info() {
         ZERO_PAGE => out.push(slru(SlruKind::CommitTs, page, PageChange::Zero)),
         TRUNCATE => state.advance_oldest_commit_ts(fields.u32()?),
@@ -52,6 +52,7 @@ pub(super) fn commit_ts(
 pub(super) fn multixact(
     state: &mut ClusterState,
     record: &Record,
+    fields: &mut Cursor<'_>,
     major: PgMajor,
     out: &mut Vec<Effect>,
 ) -> Option<()> {
@@ -59,17 +60,16 @@ pub(super) fn multixact(
     const ZERO_MEMBERS_PAGE: u8 = 0x10;
     const CREATE_ID: u8 = 0x20;
     const TRUNCATE_ID: u8 = 0x30;
-    let mut fields = Cursor::new(&record.main);
     match record.rmgr_info() {
         ZERO_OFFSETS_PAGE => {
-            let page = page_number(&mut fields, major)?;
+            let page = page_number(fields, major)?;
             out.push(slru(SlruKind::MultiOffsets, page, PageChange::ZeroMultiOffsets));
         }
         ZERO_MEMBERS_PAGE => {
-            let page = page_number(&mut fields, major)?;
+            let page = page_number(fields, major)?;
             out.push(slru(SlruKind::MultiMembers, page, PageChange::Zero));
         }
-        CREATE_ID => create_multixact(state, &mut fields, out)?,
+        CREATE_ID => create_multixact(state, fields, out)?,
         TRUNCATE_ID => {
             let database = fields.u32()?;
             fields.skip(4)?;

@@ -7,19 +7,18 @@ use treering_types::{Fork, PAGE_SIZE, RelTag};
 use super::{DatabaseDir, Effect, EffectFault, heap::HEAP_BLOCKS_PER_MAP_PAGE};
 use crate::{change::PageChange, cursor::Cursor, relmap, version::PgMajor, wal::record::Record};
 
-pub(super) fn smgr(record: &Record, out: &mut Vec<Effect>) -> Option<()> {
+pub(super) fn smgr(record: &Record, fields: &mut Cursor<'_>, out: &mut Vec<Effect>) -> Option<()> {
     const CREATE: u8 = 0x10;
     const TRUNCATE: u8 = 0x20;
-    let mut fields = Cursor::new(&record.main);
     match record.rmgr_info() {
         CREATE => {
-            let rel = main_fork(&mut fields)?;
+            let rel = main_fork(fields)?;
             let fork = Fork::try_from(u8::try_from(fields.u32()?).ok()?).ok()?;
             out.push(Effect::RelCreate(rel.with_fork(fork)));
         }
         TRUNCATE => {
             let blocks = fields.u32()?;
-            let rel = main_fork(&mut fields)?;
+            let rel = main_fork(fields)?;
             truncate(rel, blocks, fields.u32()?, out);
         }
         _ => return None,
@@ -66,11 +65,14 @@ fn free_space_map_blocks(heap_blocks: u32) -> u32 {
     if heap_blocks.is_multiple_of(SLOTS) { pages_up_to_leaf - 1 } else { pages_up_to_leaf }
 }
 
-pub(super) fn database(record: &Record, out: &mut Vec<Effect>) -> Option<()> {
+pub(super) fn database(
+    record: &Record,
+    fields: &mut Cursor<'_>,
+    out: &mut Vec<Effect>,
+) -> Option<()> {
     const CREATE_FILE_COPY: u8 = 0x00;
     const CREATE_WAL_LOG: u8 = 0x10;
     const DROP: u8 = 0x20;
-    let mut fields = Cursor::new(&record.main);
     let mut dir = || Some(DatabaseDir { database: fields.u32()?, tablespace: fields.u32()? });
     match record.rmgr_info() {
         CREATE_FILE_COPY => {
@@ -92,10 +94,13 @@ pub(super) fn database(record: &Record, out: &mut Vec<Effect>) -> Option<()> {
     Some(())
 }
 
-pub(super) fn tablespace(record: &Record, out: &mut Vec<Effect>) -> Option<()> {
+pub(super) fn tablespace(
+    record: &Record,
+    fields: &mut Cursor<'_>,
+    out: &mut Vec<Effect>,
+) -> Option<()> {
     const CREATE: u8 = 0x00;
     const DROP: u8 = 0x10;
-    let mut fields = Cursor::new(&record.main);
     let tablespace = fields.u32()?;
     match record.rmgr_info() {
         CREATE => {
@@ -110,11 +115,12 @@ pub(super) fn tablespace(record: &Record, out: &mut Vec<Effect>) -> Option<()> {
 
 pub(super) fn rel_map(
     record: &Record,
+    fields: &mut Cursor<'_>,
     major: PgMajor,
     out: &mut Vec<Effect>,
 ) -> Result<(), EffectFault> {
     const UPDATE: u8 = 0x00;
-    let (dir, map) = rel_map_update(record)
+    let (dir, map) = rel_map_update(fields)
         .filter(|_| record.rmgr_info() == UPDATE)
         .ok_or(EffectFault::Malformed)?;
     let file = Bytes::from(relmap::file_from_record(major, &map)?);
@@ -122,8 +128,7 @@ pub(super) fn rel_map(
     Ok(())
 }
 
-fn rel_map_update(record: &Record) -> Option<(DatabaseDir, Bytes)> {
-    let mut fields = Cursor::new(&record.main);
+fn rel_map_update(fields: &mut Cursor<'_>) -> Option<(DatabaseDir, Bytes)> {
     let dir = DatabaseDir { database: fields.u32()?, tablespace: fields.u32()? };
     let size = fields.count()?;
     Some((dir, fields.slice(size)?))

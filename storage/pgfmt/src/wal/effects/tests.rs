@@ -108,30 +108,50 @@ fn a_check_image_is_ignored_and_the_record_is_cut_for_each_block() {
 }
 
 #[test]
-fn unhandled_resource_managers_keep_the_record() {
-    let unhandled = |info| PageChange::Unhandled {
-        rmid: rmgr::HASH,
-        info,
-        record: Bytes::from_static(b"the whole record"),
-    };
-    let mut hash = record(rmgr::HASH, 0x40, Vec::new());
-    hash.blocks = vec![
-        Block { image: Some(image(true, 1)), ..block(0, 1) },
-        Block { image: Some(image(true, 1)), ..block(1, 2) },
-        block(2, 3),
-    ];
-    let out = run(&mut state(), &hash);
-    assert_eq!(out[0], Effect::Page { rel: REL, block: 1, change: unhandled(0x40) });
-    assert!(matches!(&out[1], Effect::Page { change: PageChange::Image(_), .. }));
-    assert_eq!(out[2], Effect::Page { rel: REL, block: 3, change: unhandled(0x40) });
-    // E9: a bucket page that is only locked.
-    let mut hash = record(rmgr::HASH, 0x90, Vec::new());
-    hash.blocks = vec![block(0, 1), block(1, 2)];
-    let expected = [Effect::Page { rel: REL, block: 2, change: unhandled(0x90) }];
-    assert_eq!(run(&mut state(), &hash), expected);
-    let custom = record(200, 0x10, Vec::new());
+fn resource_managers_of_extensions_keep_the_record() {
+    let mut custom = record(200, 0x10, Vec::new());
     let out = run(&mut state(), &custom);
     assert!(matches!(out[..], [Effect::Unhandled { rel: None, rmid: 200, .. }]));
+    custom.blocks = vec![block(0, 1), Block { image: Some(image(true, 1)), ..block(1, 2) }];
+    let out = run(&mut state(), &custom);
+    let kept = PageChange::Unhandled {
+        rmid: 200,
+        info: 0x10,
+        record: Bytes::from_static(b"the whole record"),
+    };
+    assert_eq!(out[0], Effect::Page { rel: REL, block: 1, change: kept });
+    assert!(matches!(&out[1], Effect::Page { change: PageChange::Image(_), .. }));
+}
+
+#[test]
+fn five_blocks_change_after_their_image_and_three_not_at_all() {
+    let with_image = |id, number| Block { image: Some(image(true, 1)), ..block(id, number) };
+    let after_image = |rmid, info, id| {
+        let mut record = record(rmid, info, Vec::new());
+        record.blocks = vec![with_image(0, 1), with_image(1, 2), with_image(2, 3)];
+        let out = run(&mut state(), &record);
+        let Effect::Page { change, .. } = &out[id] else { panic!("{out:?}") };
+        assert!(change.is_base());
+        matches!(change, PageChange::ImageThenRecord { part, .. } if usize::from(part.block_id) == id)
+    };
+    let found: Vec<(u8, u8, usize)> = [rmgr::HASH, rmgr::GIST]
+        .into_iter()
+        .flat_map(|rmid| (0..0xd_u8).map(move |info| (rmid, info << 4)))
+        .flat_map(|(rmid, info)| (0..3).map(move |id| (rmid, info, id)))
+        .filter(|(rmid, info, id)| after_image(*rmid, *info, *id))
+        .collect();
+    let (hash, gist) = (rmgr::HASH, rmgr::GIST);
+    assert_eq!(
+        found,
+        [(hash, 0x40, 0), (hash, 0x60, 0), (hash, 0x60, 1), (gist, 0x00, 1), (gist, 0x30, 0)]
+    );
+    // E9: a page that is only locked.
+    for info in [0x70, 0x80, 0x90] {
+        let mut locked = record(rmgr::HASH, info, Vec::new());
+        locked.blocks = vec![block(0, 1), block(1, 2)];
+        let out = run(&mut state(), &locked);
+        assert!(matches!(&out[..], [Effect::Page { block: 2, change: PageChange::Record(_), .. }]));
+    }
 }
 
 #[test]

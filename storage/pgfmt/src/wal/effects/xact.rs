@@ -27,17 +27,17 @@ const STATUS_ABORTED: u8 = 2;
 pub(super) fn xact(
     state: &mut ClusterState,
     record: &Record,
+    fields: &mut Cursor<'_>,
     major: PgMajor,
     out: &mut Vec<Effect>,
 ) -> Option<()> {
     match record.info & OPERATION {
         COMMIT | COMMIT_PREPARED | ABORT | ABORT_PREPARED => {
-            let end = TransactionEnd::parse(record, major)?;
+            let end = TransactionEnd::parse(record, fields, major)?;
             end.effects(state, record, out);
         }
-        PREPARE => prepare(state, record, out)?,
+        PREPARE => prepare(state, record, fields, out)?,
         ASSIGNMENT => {
-            let mut fields = Cursor::new(&record.main);
             state.note_xid(fields.u32()?);
             let count = fields.count()?;
             fields.u32s(count)?.iter().for_each(|xid| state.note_xid(*xid));
@@ -70,7 +70,7 @@ struct OriginProgress {
 
 impl TransactionEnd {
     /// `ParseCommitRecord`, `ParseAbortRecord` (`access/rmgrdesc/xactdesc.c`).
-    fn parse(record: &Record, major: PgMajor) -> Option<TransactionEnd> {
+    fn parse(record: &Record, fields: &mut Cursor<'_>, major: PgMajor) -> Option<TransactionEnd> {
         const HAS_INFO: u8 = 0x80;
         const DATABASE: u32 = 1 << 0;
         const SUBXACTS: u32 = 1 << 1;
@@ -83,7 +83,6 @@ impl TransactionEnd {
         const INVALIDATION_SIZE: usize = 16;
 
         let operation = record.info & OPERATION;
-        let mut fields = Cursor::new(&record.main);
         let mut end = TransactionEnd {
             committed: matches!(operation, COMMIT | COMMIT_PREPARED),
             time: fields.i64()?,
@@ -103,13 +102,13 @@ impl TransactionEnd {
             end.subxids = fields.u32s(count)?;
         }
         if has(RELATIONS) {
-            end.dropped = relations(&mut fields)?;
+            end.dropped = relations(fields)?;
         }
         if has(DROPPED_STATS) {
-            skip_items(&mut fields, major.layout().stats_item_size)?;
+            skip_items(fields, major.layout().stats_item_size)?;
         }
         if has(INVALIDATIONS) {
-            skip_items(&mut fields, INVALIDATION_SIZE)?;
+            skip_items(fields, INVALIDATION_SIZE)?;
         }
         if has(TWOPHASE) {
             let xid = fields.u32()?;
@@ -154,9 +153,13 @@ impl TransactionEnd {
 }
 
 /// A PREPARE record is the two-phase state file without its CRC; it begins with the file's header.
-fn prepare(state: &mut ClusterState, record: &Record, out: &mut Vec<Effect>) -> Option<()> {
+fn prepare(
+    state: &mut ClusterState,
+    record: &Record,
+    fields: &mut Cursor<'_>,
+    out: &mut Vec<Effect>,
+) -> Option<()> {
     const HEADER_SIZE: usize = 72;
-    let mut fields = Cursor::new(&record.main);
     fields.skip(8)?;
     let xid = fields.u32()?;
     fields.skip(16)?;
@@ -174,10 +177,13 @@ fn prepare(state: &mut ClusterState, record: &Record, out: &mut Vec<Effect>) -> 
     Some(())
 }
 
-pub(super) fn origin(record: &Record, out: &mut Vec<Effect>) -> Option<()> {
+pub(super) fn origin(
+    record: &Record,
+    fields: &mut Cursor<'_>,
+    out: &mut Vec<Effect>,
+) -> Option<()> {
     const SET: u8 = 0x00;
     const DROP: u8 = 0x10;
-    let mut fields = Cursor::new(&record.main);
     let effect = match record.rmgr_info() {
         SET => {
             let remote_lsn = fields.u64()?;

@@ -4,7 +4,6 @@ use super::{Effect, slru};
 use crate::{
     control::CheckPoint,
     cursor::Cursor,
-    le::{u8_at, u32_at},
     version::PgMajor,
     wal::{
         record::Record,
@@ -23,6 +22,7 @@ const FULL_PAGE_WRITES_CHANGE: u8 = 0x80;
 pub(super) fn xlog(
     state: &mut ClusterState,
     record: &Record,
+    fields: &mut Cursor<'_>,
     major: PgMajor,
     out: &mut Vec<Effect>,
 ) -> Option<()> {
@@ -35,13 +35,13 @@ pub(super) fn xlog(
             let checkpoint = note_checkpoint(state, record, major)?;
             state.believe_at_least(&checkpoint);
         }
-        NEXT_OID => state.next_oid = u32_at(&record.main, 0)?,
+        NEXT_OID => state.next_oid = fields.u32()?,
         PARAMETER_CHANGE => {
-            let parameters = changed_parameters(state, record)?;
+            let parameters = changed_parameters(state, fields)?;
             change_parameters(state, parameters, out);
         }
         FULL_PAGE_WRITES_CHANGE => {
-            state.parameters.full_page_writes = u8_at(&record.main, 0)? != 0;
+            state.parameters.full_page_writes = fields.u8()? != 0;
         }
         _ => {}
     }
@@ -49,10 +49,15 @@ pub(super) fn xlog(
 }
 
 /// RUNNING_XACTS knows the next xid; the rest of the standby records is for hot standby only.
-pub(super) fn standby(state: &mut ClusterState, record: &Record) -> Option<()> {
+pub(super) fn standby(
+    state: &mut ClusterState,
+    record: &Record,
+    fields: &mut Cursor<'_>,
+) -> Option<()> {
     const RUNNING_XACTS: u8 = 0x10;
     if record.rmgr_info() == RUNNING_XACTS {
-        state.advance_next_xid(u32_at(&record.main, 12)?);
+        fields.skip(12)?;
+        state.advance_next_xid(fields.u32()?);
     }
     Some(())
 }
@@ -70,8 +75,7 @@ fn note_checkpoint(
 }
 
 /// `xl_parameter_change`.
-fn changed_parameters(state: &ClusterState, record: &Record) -> Option<Parameters> {
-    let mut fields = Cursor::new(&record.main);
+fn changed_parameters(state: &ClusterState, fields: &mut Cursor<'_>) -> Option<Parameters> {
     Some(Parameters {
         max_connections: fields.u32()?,
         max_worker_processes: fields.u32()?,

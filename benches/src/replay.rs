@@ -1,0 +1,324 @@
+//! Replay in memory: the WAL's effects on the pages of a cold copy, one thread, nothing written.
+//!
+//! What recovery of stock Postgres does to its buffers, ours does to [`Pages`]: a page is read from the copy when a
+//! change first needs its old contents, a full-page image replaces it unread. At the end the pages are those that
+//! recovery leaves in the files ([`Pages::differences`]), so that a fast replay is a right one.
+//!
+//! Made for benches: relations and SLRUs only. Databases that the WAL copies, creates or drops are refused.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fs::File,
+    hash::{BuildHasherDefault, Hasher},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use treering_pgfmt::{
+    change::PageChange,
+    redo::{self, slru::PAGES_PER_SEGMENT},
+    relpath::{SEGMENT_BLOCKS, path_of},
+    version::PgMajor,
+    wal::{
+        effects::{Effect, effects},
+        record::Record,
+        state::ClusterState,
+    },
+};
+use treering_types::{Fork, Key, Lsn, PAGE_SIZE, PageImage, RelTag, SlruKind};
+
+use crate::{
+    cpu,
+    log::{Log, control_file},
+};
+
+/// Where the checksum is, which redo leaves stale.
+const CHECKSUM: std::ops::Range<usize> = 8..10;
+
+/// A sequence of pages in files: a relation fork or an SLRU.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Area {
+    Relation(RelTag),
+    Slru(SlruKind),
+}
+
+impl Area {
+    fn key(self, page: u32) -> Key {
+        match self {
+            Area::Relation(rel) => Key::rel_block(rel, page),
+            Area::Slru(kind) => Key::slru(kind, page),
+        }
+    }
+
+    fn pages_per_file(self) -> u32 {
+        match self {
+            Area::Relation(_) => SEGMENT_BLOCKS,
+            Area::Slru(_) => PAGES_PER_SEGMENT,
+        }
+    }
+
+    /// The file that holds `page`, below the data directory.
+    fn path(self, major: PgMajor, page: u32) -> PathBuf {
+        let number = page / self.pages_per_file();
+        match self {
+            Area::Relation(rel) => PathBuf::from(path_of(major, rel, number)),
+            Area::Slru(kind) => Path::new(kind.directory()).join(format!("{number:04X}")),
+        }
+    }
+}
+
+/// A hash for keys that nobody chooses to harm us.
+#[derive(Default)]
+struct Mixer(u64);
+
+impl Hasher for Mixer {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u8(&mut self, number: u8) {
+        self.write_u64(u64::from(number));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(u64::from(number));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+
+    fn write_isize(&mut self, number: isize) {
+        self.write_u64(number as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// The files of one area, each opened once.
+struct Files {
+    area: Area,
+    open: HashMap<u32, Option<File>>,
+}
+
+impl Files {
+    fn of(area: Area) -> Files {
+        Files { area, open: HashMap::new() }
+    }
+
+    /// Reads a page; false where the files have none.
+    fn read(&mut self, data: &Path, major: PgMajor, page: u32, into: &mut [u8; PAGE_SIZE]) -> bool {
+        let per_file = self.area.pages_per_file();
+        let file = self
+            .open
+            .entry(page / per_file)
+            .or_insert_with(|| File::open(data.join(self.area.path(major, page))).ok());
+        let offset = u64::from(page % per_file) * PAGE_SIZE as u64;
+        file.as_ref().is_some_and(|file| file.read_exact_at(into, offset).is_ok())
+    }
+}
+
+/// The pages of one area that changes touched, and where to find the others.
+struct Sheaf {
+    files: Files,
+    /// Pages from here on are not taken from the files: they were cut off.
+    cut_at: u32,
+    /// By page number; `None` was not needed yet.
+    pages: Vec<Option<PageImage>>,
+}
+
+impl Sheaf {
+    fn of(area: Area) -> Sheaf {
+        Sheaf { files: Files::of(area), cut_at: u32::MAX, pages: Vec::new() }
+    }
+
+    fn slot(&mut self, page: u32) -> &mut Option<PageImage> {
+        let index = page as usize;
+        if index >= self.pages.len() {
+            self.pages.resize_with(index + 1, || None);
+        }
+        &mut self.pages[index]
+    }
+
+    fn cut(&mut self, pages: u32) {
+        self.pages.truncate(pages as usize);
+        self.cut_at = self.cut_at.min(pages);
+    }
+}
+
+/// A replay and what it took.
+pub struct Replayed {
+    pub pages: Pages,
+    pub records: u64,
+    /// From the first record's start to the last one's end.
+    pub wal_bytes: u64,
+    /// Start of the last record.
+    pub last_record: Lsn,
+    pub elapsed: Duration,
+    pub cpu: Duration,
+}
+
+/// Replays the WAL in `wal_dir` from the copy's redo position to the log's end.
+pub fn replay(data: &Path, wal_dir: &Path) -> anyhow::Result<Replayed> {
+    let (began, cpu_before) = (Instant::now(), cpu::thread_time());
+    let control = control_file(data)?;
+    let (major, from) = (control.major(), control.checkpoint().redo);
+    let mut pages = Pages::over(major, data, ClusterState::from_control(&control));
+    let mut log = Log::open(major, wal_dir, from);
+    let mut records = 0;
+    while let Some(raw) = log.next_record()? {
+        pages.apply(&Record::decode(major, &raw)?)?;
+        records += 1;
+    }
+    Ok(Replayed {
+        pages,
+        records,
+        wal_bytes: log.position().bytes_since(from).context("the log has records")?,
+        last_record: log.last_record_start(),
+        elapsed: began.elapsed(),
+        cpu: cpu::thread_time() - cpu_before,
+    })
+}
+
+/// Pages in memory over a cold copy of a data directory.
+pub struct Pages {
+    major: PgMajor,
+    data: PathBuf,
+    state: ClusterState,
+    sheaves: HashMap<Area, Sheaf, BuildHasherDefault<Mixer>>,
+    /// Pages read from the copy.
+    pub read: u64,
+}
+
+impl Pages {
+    /// Nothing read yet. `state` is that of the copy's control file.
+    pub fn over(major: PgMajor, data: &Path, state: ClusterState) -> Pages {
+        Pages { major, data: data.to_owned(), state, sheaves: HashMap::default(), read: 0 }
+    }
+
+    /// Applies all that a record does.
+    ///
+    /// # Errors
+    /// The record or a page contradicts itself, or the record does what replay in memory has no place for.
+    pub fn apply(&mut self, record: &Record) -> anyhow::Result<()> {
+        for effect in effects(&mut self.state, record, self.major)? {
+            self.apply_effect(effect, record.end)?;
+        }
+        Ok(())
+    }
+
+    fn apply_effect(&mut self, effect: Effect, lsn: Lsn) -> anyhow::Result<()> {
+        match effect {
+            Effect::Page { rel, block, change } => {
+                self.change(Area::Relation(rel), block, change, lsn)?;
+            }
+            Effect::PageIfExists { rel, block, change } => {
+                if self.exists(Area::Relation(rel), block) {
+                    self.change(Area::Relation(rel), block, change, lsn)?;
+                }
+            }
+            Effect::Slru { kind, page, change } => {
+                self.change(Area::Slru(kind), page, change, lsn)?;
+            }
+            Effect::RelTruncate { rel, blocks } => self.sheaf(Area::Relation(rel)).cut(blocks),
+            Effect::RelDrop(rel) => {
+                let forks = Fork::ALL.map(|fork| Area::Relation(rel.with_fork(fork)));
+                forks.into_iter().for_each(|fork| self.sheaf(fork).cut(0));
+            }
+            Effect::DatabaseCopy { .. } | Effect::DatabaseCreate(_) | Effect::DatabaseDrop(_) => {
+                bail!("{effect:?} at {lsn} is not for replay in memory");
+            }
+            Effect::Unhandled { rmid, info, .. } => bail!("rmid {rmid} info {info:#x} at {lsn}"),
+            Effect::RelCreate(_)
+            | Effect::TablespaceCreate { .. }
+            | Effect::TablespaceDrop { .. }
+            | Effect::RelMap { .. }
+            | Effect::TwoPhasePrepared { .. }
+            | Effect::TwoPhaseEnded { .. }
+            | Effect::Ended { .. }
+            | Effect::Control { .. }
+            | Effect::Origin { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn sheaf(&mut self, area: Area) -> &mut Sheaf {
+        self.sheaves.entry(area).or_insert_with(|| Sheaf::of(area))
+    }
+
+    fn exists(&mut self, area: Area, page: u32) -> bool {
+        self.load(area, page).is_some()
+    }
+
+    /// The page's slot, filled from the copy if it has the page.
+    fn load(&mut self, area: Area, page: u32) -> &mut Option<PageImage> {
+        let (data, major) = (&self.data, self.major);
+        let sheaf = match self.sheaves.entry(area) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Sheaf::of(area)),
+        };
+        if sheaf.slot(page).is_none() && page < sheaf.cut_at {
+            let mut bytes = Box::new([0; PAGE_SIZE]);
+            if sheaf.files.read(data, major, page, &mut bytes) {
+                self.read += 1;
+                *sheaf.slot(page) = Some(bytes);
+            }
+        }
+        sheaf.slot(page)
+    }
+
+    fn change(
+        &mut self,
+        area: Area,
+        page: u32,
+        change: PageChange,
+        lsn: Lsn,
+    ) -> anyhow::Result<()> {
+        let major = self.major;
+        let slot = match change {
+            PageChange::Image(image) => {
+                *self.sheaf(area).slot(page) = Some(image);
+                return Ok(());
+            }
+            _ if change.is_base() => self.sheaf(area).slot(page),
+            _ => self.load(area, page),
+        };
+        let bytes = slot.get_or_insert_with(|| Box::new([0; PAGE_SIZE]));
+        Ok(redo::apply(major, &area.key(page), lsn, &change, bytes)?)
+    }
+
+    /// How many pages are held.
+    pub fn held(&self) -> usize {
+        self.sheaves.values().flat_map(|sheaf| &sheaf.pages).flatten().count()
+    }
+
+    /// The pages that are not as in the files below `data`, with the first byte that differs. Checksums are not
+    /// compared, nor free space maps, which are served by nobody.
+    ///
+    /// # Errors
+    /// A page that the files do not have.
+    pub fn differences(&self, data: &Path) -> anyhow::Result<Vec<(Area, u32, usize)>> {
+        let mut found = Vec::new();
+        for (area, sheaf) in &self.sheaves {
+            let (mut files, mut theirs) = (Files::of(*area), [0; PAGE_SIZE]);
+            let checksum = match area {
+                Area::Relation(rel) if rel.fork == Fork::Fsm => continue,
+                Area::Relation(_) => CHECKSUM,
+                Area::Slru(_) => 0..0,
+            };
+            for (page, ours) in (0..).zip(&sheaf.pages) {
+                let Some(ours) = ours else { continue };
+                let there = files.read(data, self.major, page, &mut theirs);
+                there.then_some(()).with_context(|| format!("{area:?} has no page {page}"))?;
+                theirs[checksum.clone()].copy_from_slice(&ours[checksum.clone()]);
+                let first = ours.iter().zip(&theirs).position(|(ours, theirs)| ours != theirs);
+                found.extend(first.map(|at| (*area, page, at)));
+            }
+        }
+        Ok(found)
+    }
+}
