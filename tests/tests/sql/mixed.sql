@@ -50,10 +50,17 @@ SELECT setval('counter', 5000);
 CREATE EXTENSION bloom;
 CREATE INDEX customers_bloom ON customers USING bloom (id, note);
 INSERT INTO customers (email) SELECT 'bloomed' || n FROM generate_series(1, 2000) n;
--- Not redone by this version: its pages must be refused.
-CREATE TABLE hashed (k int);
-CREATE INDEX ON hashed USING hash (k);
-INSERT INTO hashed SELECT generate_series(1, 2000);
+-- Every other access method, filled, thinned out and filled again.
+CREATE TABLE shapes (k int, place point, span int4range, name text);
+CREATE INDEX shapes_hash ON shapes USING hash (k);
+CREATE INDEX shapes_gist ON shapes USING gist (place);
+CREATE INDEX shapes_spgist ON shapes USING spgist (name);
+CREATE INDEX shapes_brin ON shapes USING brin (k) WITH (pages_per_range = 4, autosummarize = off);
+INSERT INTO shapes SELECT n, point(n % 97, n % 89), int4range(n, n + 9), md5(n::text) FROM generate_series(1, 4000) n;
+DELETE FROM shapes WHERE k % 3 = 0;
+VACUUM shapes;
+INSERT INTO shapes SELECT n, point(n % 97, n % 89), int4range(n, n + 9), md5(n::text) FROM generate_series(4001, 6000) n;
+SELECT brin_summarize_new_values('shapes_brin'), brin_desummarize_range('shapes_brin', 0);
 VACUUM (FREEZE) part1;
 BEGIN; INSERT INTO part VALUES (5, 'prepared'); PREPARE TRANSACTION 'one';
 BEGIN; INSERT INTO part VALUES (6, 'prepared'); PREPARE TRANSACTION 'two';
