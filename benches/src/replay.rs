@@ -7,7 +7,7 @@
 //! Made for benches: relations and SLRUs only. Databases that the WAL copies, creates or drops are refused.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     fs::File,
     hash::{BuildHasherDefault, Hasher},
     os::unix::fs::FileExt,
@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use memmap2::{Advice, MmapMut};
 use treering_pgfmt::{
     change::PageChange,
     redo::{self, slru::PAGES_PER_SEGMENT},
@@ -27,7 +28,7 @@ use treering_pgfmt::{
         state::ClusterState,
     },
 };
-use treering_types::{Fork, Key, Lsn, PAGE_SIZE, PageImage, RelTag, SlruKind};
+use treering_types::{Fork, Key, Lsn, PAGE_SIZE, RelTag, SlruKind};
 
 use crate::{
     cpu,
@@ -122,30 +123,72 @@ impl Files {
     }
 }
 
+/// Pages in one mapping: 32 MiB, of which the kernel gives what is touched, in huge pages where it can.
+const EXTENT_PAGES: usize = 4096;
+
+/// Neighbouring pages of one area.
+struct Extent {
+    memory: MmapMut,
+    held: Vec<bool>,
+}
+
+impl Extent {
+    fn new() -> anyhow::Result<Extent> {
+        let memory = MmapMut::map_anon(EXTENT_PAGES * PAGE_SIZE)?;
+        // As good without: then there are more, smaller faults.
+        let _ = memory.advise(Advice::HugePage);
+        Ok(Extent { memory, held: vec![false; EXTENT_PAGES] })
+    }
+
+    fn frames(&self) -> &[[u8; PAGE_SIZE]] {
+        self.memory.as_chunks().0
+    }
+}
+
+/// Places for the pages of one area.
+#[derive(Default)]
+struct Frames(Vec<Extent>);
+
+impl Frames {
+    /// Where a page is or will be, and whether it is there. What is there otherwise means nothing.
+    fn at(&mut self, page: u32) -> anyhow::Result<(&mut [u8; PAGE_SIZE], &mut bool)> {
+        let (index, within) = (page as usize / EXTENT_PAGES, page as usize % EXTENT_PAGES);
+        while self.0.len() <= index {
+            self.0.push(Extent::new()?);
+        }
+        let Extent { memory, held } = &mut self.0[index];
+        Ok((&mut memory.as_chunks_mut().0[within], &mut held[within]))
+    }
+
+    /// The pages held, with their numbers.
+    fn pages(&self) -> impl Iterator<Item = (u32, &[u8; PAGE_SIZE])> {
+        let pages = self.0.iter().flat_map(|extent| extent.held.iter().zip(extent.frames()));
+        (0..).zip(pages).filter(|(_, (held, _))| **held).map(|(page, (_, frame))| (page, frame))
+    }
+
+    fn forget_from(&mut self, page: u32) {
+        for (index, extent) in self.0.iter_mut().enumerate() {
+            let kept = (page as usize).saturating_sub(index * EXTENT_PAGES).min(EXTENT_PAGES);
+            extent.held[kept..].fill(false);
+        }
+    }
+}
+
 /// The pages of one area that changes touched, and where to find the others.
 struct Sheaf {
     files: Files,
     /// Pages from here on are not taken from the files: they were cut off.
     cut_at: u32,
-    /// By page number; `None` was not needed yet.
-    pages: Vec<Option<PageImage>>,
+    frames: Frames,
 }
 
 impl Sheaf {
     fn of(area: Area) -> Sheaf {
-        Sheaf { files: Files::of(area), cut_at: u32::MAX, pages: Vec::new() }
-    }
-
-    fn slot(&mut self, page: u32) -> &mut Option<PageImage> {
-        let index = page as usize;
-        if index >= self.pages.len() {
-            self.pages.resize_with(index + 1, || None);
-        }
-        &mut self.pages[index]
+        Sheaf { files: Files::of(area), cut_at: u32::MAX, frames: Frames::default() }
     }
 
     fn cut(&mut self, pages: u32) {
-        self.pages.truncate(pages as usize);
+        self.frames.forget_from(pages);
         self.cut_at = self.cut_at.min(pages);
     }
 }
@@ -214,15 +257,15 @@ impl Pages {
     fn apply_effect(&mut self, effect: Effect, lsn: Lsn) -> anyhow::Result<()> {
         match effect {
             Effect::Page { rel, block, change } => {
-                self.change(Area::Relation(rel), block, change, lsn)?;
+                self.change(Area::Relation(rel), block, &change, lsn)?;
             }
             Effect::PageIfExists { rel, block, change } => {
-                if self.exists(Area::Relation(rel), block) {
-                    self.change(Area::Relation(rel), block, change, lsn)?;
+                if *self.load(Area::Relation(rel), block)?.1 {
+                    self.change(Area::Relation(rel), block, &change, lsn)?;
                 }
             }
             Effect::Slru { kind, page, change } => {
-                self.change(Area::Slru(kind), page, change, lsn)?;
+                self.change(Area::Slru(kind), page, &change, lsn)?;
             }
             Effect::RelTruncate { rel, blocks } => self.sheaf(Area::Relation(rel)).cut(blocks),
             Effect::RelDrop(rel) => {
@@ -250,50 +293,41 @@ impl Pages {
         self.sheaves.entry(area).or_insert_with(|| Sheaf::of(area))
     }
 
-    fn exists(&mut self, area: Area, page: u32) -> bool {
-        self.load(area, page).is_some()
-    }
-
-    /// The page's slot, filled from the copy if it has the page.
-    fn load(&mut self, area: Area, page: u32) -> &mut Option<PageImage> {
+    /// The page's place, filled from the copy if need be; false where there is no such page.
+    fn load(&mut self, area: Area, page: u32) -> anyhow::Result<(&mut [u8; PAGE_SIZE], &mut bool)> {
         let (data, major) = (&self.data, self.major);
-        let sheaf = match self.sheaves.entry(area) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(Sheaf::of(area)),
-        };
-        if sheaf.slot(page).is_none() && page < sheaf.cut_at {
-            let mut bytes = Box::new([0; PAGE_SIZE]);
-            if sheaf.files.read(data, major, page, &mut bytes) {
-                self.read += 1;
-                *sheaf.slot(page) = Some(bytes);
-            }
+        let sheaf = self.sheaves.entry(area).or_insert_with(|| Sheaf::of(area));
+        let (frame, held) = sheaf.frames.at(page)?;
+        if !*held && page < sheaf.cut_at {
+            *held = sheaf.files.read(data, major, page, frame);
+            self.read += u64::from(*held);
         }
-        sheaf.slot(page)
+        Ok((frame, held))
     }
 
     fn change(
         &mut self,
         area: Area,
         page: u32,
-        change: PageChange,
+        change: &PageChange,
         lsn: Lsn,
     ) -> anyhow::Result<()> {
         let major = self.major;
-        let slot = match change {
-            PageChange::Image(image) => {
-                *self.sheaf(area).slot(page) = Some(image);
-                return Ok(());
-            }
-            _ if change.is_base() => self.sheaf(area).slot(page),
-            _ => self.load(area, page),
+        let (frame, held) = if change.is_base() {
+            self.sheaf(area).frames.at(page)?
+        } else {
+            self.load(area, page)?
         };
-        let bytes = slot.get_or_insert_with(|| Box::new([0; PAGE_SIZE]));
-        Ok(redo::apply(major, &area.key(page), lsn, &change, bytes)?)
+        if !*held && !change.is_base() {
+            frame.fill(0);
+        }
+        *held = true;
+        Ok(redo::apply(major, &area.key(page), lsn, change, frame)?)
     }
 
     /// How many pages are held.
     pub fn held(&self) -> usize {
-        self.sheaves.values().flat_map(|sheaf| &sheaf.pages).flatten().count()
+        self.sheaves.values().map(|sheaf| sheaf.frames.pages().count()).sum()
     }
 
     /// The pages that are not as in the files below `data`, with the first byte that differs. Checksums are not
@@ -310,8 +344,7 @@ impl Pages {
                 Area::Relation(_) => CHECKSUM,
                 Area::Slru(_) => 0..0,
             };
-            for (page, ours) in (0..).zip(&sheaf.pages) {
-                let Some(ours) = ours else { continue };
+            for (page, ours) in sheaf.frames.pages() {
                 let there = files.read(data, self.major, page, &mut theirs);
                 there.then_some(()).with_context(|| format!("{area:?} has no page {page}"))?;
                 theirs[checksum.clone()].copy_from_slice(&ours[checksum.clone()]);

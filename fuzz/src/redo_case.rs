@@ -13,10 +13,11 @@
 use bytes::Bytes;
 use treering_pgfmt::{
     change::{PageChange, PartBlock, RecordPart},
-    redo::rmgr,
+    redo::{self, rmgr},
     version::PgMajor,
+    wal::record::{Block, Record},
 };
-use treering_types::{PAGE_SIZE, PageImage};
+use treering_types::{Fork, Lsn, PAGE_SIZE, PageImage, RelTag};
 
 use crate::input::{Input, Mutate, Noise, give, mutate_section};
 
@@ -122,6 +123,35 @@ impl RedoCase {
         } else {
             PageChange::Record(part)
         }
+    }
+
+    /// The same with main data cut to what the page needs, as it is at ingest.
+    pub fn cut(&self) -> RedoCase {
+        let part = &self.part;
+        let blocks = part.blocks.iter().map(|block| Block {
+            id: block.id,
+            rel: RelTag { tablespace: 1663, database: 5, relation: 16384, fork: Fork::Main },
+            block: block.block,
+            will_init: false,
+            data: Bytes::new(),
+            image: None,
+        });
+        let record = Record {
+            start: Lsn(0),
+            end: Lsn(0),
+            prev: Lsn(0),
+            xid: part.xid,
+            rmid: part.rmid,
+            info: part.info,
+            toplevel_xid: None,
+            origin: None,
+            main: part.main.clone(),
+            blocks: blocks.collect(),
+            raw: Bytes::new(),
+        };
+        let main = redo::main_for(&record, part.block_id);
+        assert!(main.len() <= part.main.len(), "cutting adds bytes");
+        RedoCase { part: RecordPart { main, ..part.clone() }, ..self.clone() }
     }
 
     /// One part of the case is changed; the others stay valid.

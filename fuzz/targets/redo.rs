@@ -1,4 +1,6 @@
 //! Any record on any page: redo answers with a page or an error, and what it leaves can be masked.
+//!
+//! Also: a record whose main data was cut to what the page needs makes the page that the whole record makes.
 #![no_main]
 
 use libfuzzer_sys::{fuzz_crossover, fuzz_mutator, fuzz_target, fuzzer_mutate};
@@ -6,8 +8,13 @@ use treering_fuzz::{
     memory,
     redo_case::{self, RedoCase},
 };
-use treering_pgfmt::{mask::mask_page, page::Page, redo};
-use treering_types::{Fork, Key, Lsn, RelTag};
+use treering_pgfmt::{
+    change::PageChange,
+    mask::mask_page,
+    page::Page,
+    redo::{self, rmgr},
+};
+use treering_types::{Fork, Key, Lsn, PAGE_SIZE, RelTag};
 
 const REL: RelTag = RelTag { tablespace: 1663, database: 5, relation: 16384, fork: Fork::Main };
 const LSN: Lsn = Lsn(0x1_2345_6789_abc8);
@@ -18,14 +25,20 @@ fuzz_target!(|bytes: &[u8]| {
     let case = RedoCase::read(bytes);
     let change = case.change();
     let (before, rmid) = (Page::new(&mut case.page.clone()).lsn(), case.part.rmid);
-    let mut page = case.page;
+    let mut page = case.page.clone();
     let key = Key::rel_block(REL, case.page_number);
-    let done =
-        memory::bounded(BYTES_MAX, || redo::apply(case.major, &key, LSN, &change, &mut page));
-    match done {
+    let redo = |change: &PageChange, page: &mut [u8; PAGE_SIZE]| {
+        memory::bounded(BYTES_MAX, || redo::apply(case.major, &key, LSN, change, page))
+    };
+    match redo(&change, &mut page) {
         Ok(()) => {
             let after = Page::new(&mut page).lsn();
             assert!(after == LSN || after == before || after == Lsn(0), "LSN became {after}");
+            if rmid == rmgr::SPGIST {
+                let mut from_cut = case.page.clone();
+                assert_eq!(redo(&case.cut().change(), &mut from_cut), Ok(()), "not when cut");
+                assert!(page == from_cut, "the cut record makes another page");
+            }
         }
         Err(error) => {
             assert_eq!((error.lsn, error.key, error.rmid), (LSN, key, rmid));

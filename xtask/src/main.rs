@@ -80,7 +80,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<bool> {
     match cli.command {
         Task::VerifyRedo { base, wal, no_standby, save } => {
-            let input = Input { base: &base, wal: &wal, standby: !no_standby };
+            let input = Input { base: &base, wal: &wal, standby: !no_standby, until: None };
             finish(verify(&input, |_, _| ())?, save)
         }
         Task::Workload { names, major, plain, keep, save } => {
@@ -88,8 +88,7 @@ fn run(cli: Cli) -> Result<bool> {
             let names = if names.is_empty() { workload::names()? } else { names };
             let variant = if plain { Variant::Plain } else { Variant::Checksums };
             let corpus = workload::run_workloads(&postgres, variant, &names)?;
-            let (base, wal) = (corpus.base(), corpus.wal());
-            let report = verify(&Input { base: &base, wal: &wal, standby: true }, |_, _| ());
+            let report = corpus.verify(|_, _| ());
             if keep {
                 let (base, cluster) = corpus.keep();
                 println!("base {}, cluster {}", base.display(), cluster.display());

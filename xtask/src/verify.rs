@@ -23,6 +23,22 @@ pub struct Input<'a> {
     pub wal: &'a Path,
     /// Also recover a copy of the base with stock Postgres and compare the files.
     pub standby: bool,
+    /// Start of the record that the WAL must reach: the shutdown checkpoint of a server that was stopped.
+    pub until: Option<Lsn>,
+}
+
+/// Where the last checkpoint of a stopped server is.
+///
+/// # Errors
+/// `global/pg_control` cannot be read.
+pub fn last_checkpoint(data: &Path) -> Result<Lsn> {
+    Ok(control_of(data)?.checkpoint_start())
+}
+
+fn control_of(data: &Path) -> Result<ControlFile> {
+    let path = data.join("global/pg_control");
+    let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
+    ControlFile::parse(&bytes).with_context(|| path.display().to_string())
 }
 
 /// Where recovery of a base begins.
@@ -65,6 +81,10 @@ pub fn verify(input: &Input<'_>, mut watch: impl FnMut(&Replica, &Record)) -> Re
         }
         false => None,
     };
+    if let Some(until) = input.until.filter(|until| end.last_start < *until) {
+        let (at, reason) = (end.at, &end.reason);
+        faults.push(format!("the WAL should reach {until} and ends at {at}: {reason}"));
+    }
     faults.extend(replica.judge.findings.iter().map(Finding::to_string));
     Ok(Report {
         major: start.major,
@@ -82,9 +102,7 @@ pub fn verify(input: &Input<'_>, mut watch: impl FnMut(&Replica, &Record)) -> Re
 
 /// Reads `global/pg_control`, and `backup_label` where there is one: a base backup starts where it says.
 fn start_of(base: &Path) -> Result<Start> {
-    let path = base.join("global/pg_control");
-    let control = fs::read(&path).with_context(|| path.display().to_string())?;
-    let control = ControlFile::parse(&control).with_context(|| path.display().to_string())?;
+    let control = control_of(base)?;
     let at = match fs::read_to_string(base.join("backup_label")) {
         Ok(label) => {
             let line = label.lines().find_map(|line| line.strip_prefix("START WAL LOCATION: "));
@@ -93,7 +111,7 @@ fn start_of(base: &Path) -> Result<Start> {
         }
         Err(_) => control.checkpoint().redo,
     };
-    ensure!(at.is_valid(), "{} names no start", path.display());
+    ensure!(at.is_valid(), "pg_control of {} names no start", base.display());
     Ok(Start { major: control.major(), state: ClusterState::from_control(&control), at })
 }
 

@@ -13,7 +13,14 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
+use treering_pgfmt::wal::record::Record;
 use treering_stock::{Cluster, Postgres, run};
+
+use crate::{
+    replica::Replica,
+    report::Report,
+    verify::{Input, last_checkpoint, verify},
+};
 
 /// How the cluster is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +45,16 @@ impl Corpus {
 
     pub fn wal(&self) -> PathBuf {
         self.cluster.wal_dir()
+    }
+
+    /// Replays it all, up to the shutdown checkpoint of the stopped server.
+    ///
+    /// # Errors
+    /// As [`verify`].
+    pub fn verify(&self, watch: impl FnMut(&Replica, &Record)) -> Result<Report> {
+        let (base, wal) = (self.base(), self.wal());
+        let until = Some(last_checkpoint(&self.cluster.data())?);
+        verify(&Input { base: &base, wal: &wal, standby: true, until }, watch)
     }
 
     /// Leaves both behind: the base and the cluster's folder.

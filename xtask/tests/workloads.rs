@@ -8,7 +8,6 @@ use xtask::{
     coverage,
     mutants::Mutants,
     report::Summary,
-    verify::{Input, verify},
     workload::{self, Variant},
 };
 
@@ -21,11 +20,9 @@ fn judge(major: u32) {
     let mut total = Summary::default();
     for variant in [Variant::Checksums, Variant::Plain] {
         let corpus = workload::run_workloads(&postgres, variant, &names).unwrap();
-        let (base, wal) = (corpus.base(), corpus.wal());
         let mut mutants = Mutants::new(PgMajor::from_number(major).unwrap());
-        let input = Input { base: &base, wal: &wal, standby: true };
-        let report = verify(&input, |replica, record| mutants.try_some(&replica.judge, record));
-        let report = report.unwrap();
+        let watched = corpus.verify(|replica, record| mutants.try_some(&replica.judge, record));
+        let report = watched.unwrap();
         println!("{variant:?}\n{report}");
         println!("{} broken records applied, {} refused", mutants.tried, mutants.refused);
         assert_eq!(mutants.kept_differs, 0);

@@ -60,6 +60,13 @@ pub struct RecordPart {
     pub main: Bytes,
 }
 
+impl RecordPart {
+    /// The number of block `id` of the record, if it has such a block.
+    pub fn block_number(&self, id: u8) -> Option<u32> {
+        self.blocks.iter().find(|block| block.id == id).map(|block| block.block)
+    }
+}
+
 /// A block reference of the record that a [`RecordPart`] was cut from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartBlock {

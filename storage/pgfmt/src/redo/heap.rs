@@ -67,14 +67,9 @@ pub(super) fn redo(
     Ok(())
 }
 
-/// Block number of block reference `id`.
-pub(super) fn block_number(part: &RecordPart, id: u8) -> Option<u32> {
-    part.blocks.iter().find(|block| block.id == id).map(|block| block.block)
-}
-
 /// Block number of this part's own page.
 pub(super) fn own_block(part: &RecordPart) -> Result<u32, RedoReason> {
-    block_number(part, part.block_id).ok_or(RedoReason::Malformed("part of a block not listed"))
+    part.block_number(part.block_id).ok_or(RedoReason::Malformed("part of a block not listed"))
 }
 
 fn insert(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
@@ -145,7 +140,7 @@ struct Update {
 
 impl Update {
     fn read(part: &RecordPart, hot: bool) -> Result<Self, RedoReason> {
-        let new_block = block_number(part, 0);
+        let new_block = part.block_number(0);
         let new_block = new_block.ok_or(RedoReason::Malformed("update without its new page"))?;
         let mut main = Fields::main(part);
         Ok(Update {
@@ -163,7 +158,7 @@ impl Update {
 /// Block 0 is the page of the new tuple; block 1 that of the old one, absent when they are the same.
 fn update(part: &RecordPart, hot: bool, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let record = Update::read(part, hot)?;
-    let same_page = block_number(part, 1).is_none();
+    let same_page = part.block_number(1).is_none();
     match part.block_id {
         0 if same_page => {
             update_old(part, &record, page)?;

@@ -70,7 +70,7 @@ fn visible(ctx: &Context<'_>, part: &RecordPart, page: &mut Page<'_>) -> Result<
     }
     let mut main = Fields::main(part);
     main.skip(4)?; // the conflict horizon
-    let heap_block = heap::block_number(part, 1);
+    let heap_block = part.block_number(1);
     let heap_block = heap_block.ok_or(RedoReason::Malformed("VISIBLE without a heap block"))?;
     visibility::set(heap_block, main.u8()?, ctx.lsn, page)
 }

@@ -12,8 +12,7 @@
 //!   [`WalDecoder::position`].
 //! - Memory is bounded by the bytes fed and not yet handed out, whatever a header claims.
 //!
-//! Records within one page share the decoder's buffer; records across pages are put together by a copy, in a buffer
-//! that is used again once the records in it are gone.
+//! Records within one page share the decoder's buffer; records across pages are put together by a copy.
 //! Facts: `access/transam/xlogreader.c`, in particular the treatment of continuation records that were never
 //! written and replaced (`XLP_FIRST_IS_OVERWRITE_CONTRECORD`).
 
@@ -57,8 +56,6 @@ pub struct WalDecoder {
     page_tli: Option<u32>,
     /// A record that began on a page before and is not complete.
     partial: Option<Partial>,
-    /// Where such records are put together; empty between them.
-    assembly: BytesMut,
     /// Start of a broken record that the next record must name.
     broken: Option<Lsn>,
     /// A complete record whose padding or filler is still to come.
@@ -72,7 +69,7 @@ struct Partial {
     start: Lsn,
     /// Bytes still missing.
     left: u32,
-    bytes: BytesMut,
+    bytes: Vec<u8>,
 }
 
 /// What one step of the decoder came to.
@@ -99,7 +96,6 @@ impl WalDecoder {
             system_id: None,
             page_tli: None,
             partial: None,
-            assembly: BytesMut::with_capacity(BUFFER_BYTES),
             broken: None,
             complete: None,
             failed: bad.then_some(WalError::BadStart { at: start }),
@@ -267,8 +263,7 @@ impl WalDecoder {
         }
         let size = length as usize;
         if size > room {
-            let mut bytes = std::mem::take(&mut self.assembly);
-            bytes.reserve(size.min(BUFFER_BYTES));
+            let bytes = Vec::with_capacity(size.min(BUFFER_BYTES));
             self.partial = Some(Partial { start: at, left: length, bytes });
             return Ok(Step::Again);
         }
@@ -295,9 +290,7 @@ impl WalDecoder {
             return Ok(if count == 0 { Step::NeedsInput } else { Step::Again });
         }
         let header = self.check_header(partial.start, &partial.bytes)?;
-        let bytes = partial.bytes.split().freeze();
-        self.assembly = partial.bytes;
-        self.finish_record(partial.start, &header, bytes)
+        self.finish_record(partial.start, &header, partial.bytes.into())
     }
 
     /// Checks what a header can say before the CRC is known. `head` has at least 24 bytes.

@@ -73,8 +73,3 @@ pub(super) fn redo(
     page.set_lsn(ctx.lsn);
     Ok(())
 }
-
-/// The number of block `id` of the record, if the record has such a block.
-fn block_number(part: &RecordPart, id: u8) -> Option<u32> {
-    part.blocks.iter().find(|block| block.id == id).map(|block| block.block)
-}

@@ -6,7 +6,7 @@
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)]
 
 use super::{
-    RedoReason, block_number, index_tuple,
+    RedoReason, index_tuple,
     page::{self, NONE, Special, flag},
     posting,
 };
@@ -55,8 +55,8 @@ impl Split {
 /// Block 1: the new right page.
 pub(super) fn right(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let split = Split::read(part)?;
-    let prev = block_number(part, 0).ok_or(RedoReason::Malformed("split without a left page"))?;
-    let next = block_number(part, 2).unwrap_or(NONE);
+    let prev = part.block_number(0).ok_or(RedoReason::Malformed("split without a left page"))?;
+    let next = part.block_number(2).unwrap_or(NONE);
     let flags = split.leaf_flag();
     page::init(page, Special { prev, next, level: split.level, flags, cycle_id: 0 })?;
     page::restore_tuples(page, &part.data)
@@ -64,7 +64,7 @@ pub(super) fn right(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoRe
 
 /// Block 2: the page right of the new one links back to it.
 pub(super) fn right_neighbour(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let prev = block_number(part, 1).ok_or(NO_RIGHT)?;
+    let prev = part.block_number(1).ok_or(NO_RIGHT)?;
     Special::edit(page, |special| special.prev = prev)
 }
 
@@ -92,7 +92,7 @@ pub(super) fn left(
         }
         _ => None,
     };
-    let next = block_number(part, 1).ok_or(NO_RIGHT)?;
+    let next = part.block_number(1).ok_or(NO_RIGHT)?;
     let flags = flag::INCOMPLETE_SPLIT | split.leaf_flag();
     page::init(page, Special { next, flags, cycle_id: 0, ..special })?;
     page::append(page, high_key)?;

@@ -19,7 +19,7 @@ pub(super) fn tuples(
     page: &mut Page<'_>,
     rules: &RecordRules,
 ) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     main.skip(4)?;
     let count = main.u16()?;
     if rules.has_catalog_flag {
@@ -37,7 +37,7 @@ pub(super) fn tuples(
 
 /// PAGE_DELETE block 0: the empty leaf says since when it is gone (`GistPageSetDeleted`).
 pub(super) fn page(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let delete_xid = Fields::new(&part.main).u64()?;
+    let delete_xid = Fields::main(part).u64()?;
     Special::edit(page, |special| special.flags |= flag::DELETED)?;
     page.set_lower(HEADER_SIZE + 8);
     page.put_u64(HEADER_SIZE, delete_xid)
@@ -45,7 +45,7 @@ pub(super) fn page(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoRea
 
 /// PAGE_DELETE block 1: the parent loses its downlink.
 pub(super) fn downlink(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     main.skip(8)?;
     page.index_tuple_delete(main.u16()?)
 }

@@ -10,7 +10,7 @@ use super::{
     index_tuple::NO_BLOCK,
     page::{self, ROOT, Special, flag},
 };
-use crate::{change::RecordPart, fields::Fields, page::Page, redo::heap::block_number};
+use crate::{change::RecordPart, fields::Fields, page::Page};
 
 /// `gistxlogPageSplit`.
 struct Split {
@@ -26,7 +26,7 @@ struct Split {
 
 impl Split {
     fn read(part: &RecordPart) -> Result<Self, RedoReason> {
-        let mut main = Fields::new(&part.main);
+        let mut main = Fields::main(part);
         let right = main.u32()?;
         main.skip(4)?;
         let nsn = Lsn(main.u64()?);
@@ -46,8 +46,8 @@ pub(super) fn page(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoRea
         std::cmp::Ordering::Equal => true,
         std::cmp::Ordering::Greater => return Err(NO_PAGE),
     };
-    let is_root = block_number(part, part.block_id).ok_or(NO_PAGE)? == ROOT;
-    let of_root = block_number(part, 1).ok_or(NO_PAGE)? == ROOT;
+    let is_root = part.block_number(part.block_id).ok_or(NO_PAGE)? == ROOT;
+    let of_root = part.block_number(1).ok_or(NO_PAGE)? == ROOT;
     let leaf = if split.is_leaf && !is_root { flag::LEAF } else { 0 };
     let follow_right = split.follow_right && !is_last && !of_root && !is_root;
     page::init(page, leaf)?;
@@ -57,7 +57,7 @@ pub(super) fn page(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoRea
     } else if is_last {
         split.right
     } else {
-        block_number(part, part.block_id.saturating_add(1)).ok_or(NO_PAGE)?
+        part.block_number(part.block_id.saturating_add(1)).ok_or(NO_PAGE)?
     };
     let flags = leaf | if follow_right { flag::FOLLOW_RIGHT } else { 0 };
     Special { nsn: split.nsn, right, flags }.write(page)

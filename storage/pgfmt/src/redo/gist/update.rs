@@ -14,9 +14,9 @@ pub(super) fn redo(
     page: &mut Page<'_>,
     rules: &RecordRules,
 ) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     let (deleted, inserted) = (main.u16()?, main.u16()?);
-    let mut data = Fields::new(&part.data);
+    let mut data = Fields::data(part);
     match (deleted, inserted) {
         (0, _) => {}
         (1, 1) => overwrite(&mut data, page)?,

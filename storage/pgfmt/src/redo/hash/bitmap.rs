@@ -19,7 +19,7 @@ const BYTES_PER_WORD: usize = 4;
 
 /// A new bitmap page: every overflow page counts as in use until it is freed. Main data begins with the size.
 pub(super) fn init(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let size = usize::from(Fields::new(&part.main).u16()?);
+    let size = usize::from(Fields::main(part).u16()?);
     if HEADER_SIZE + size > page::SPECIAL {
         return Err(RedoReason::Malformed("bitmap larger than its page"));
     }
@@ -46,7 +46,7 @@ fn edit(
     change: impl FnOnce(u32, u32) -> u32,
 ) -> Result<(), RedoReason> {
     Special::read(page)?;
-    let number = Fields::new(&part.data).u32()?;
+    let number = Fields::data(part).u32()?;
     let at = HEADER_SIZE + (number / BITS_PER_WORD) as usize * BYTES_PER_WORD;
     if at + BYTES_PER_WORD > page::SPECIAL {
         return Err(RedoReason::Malformed("bit outside the bitmap"));

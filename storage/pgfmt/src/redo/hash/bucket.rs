@@ -6,7 +6,7 @@
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)]
 
 use super::{
-    RedoReason, block_number, index_tuple,
+    RedoReason, index_tuple,
     page::{self, Special, flag},
 };
 use crate::{
@@ -19,13 +19,13 @@ use crate::{
 
 /// INSERT: main data is the offset number, block data the tuple.
 pub(super) fn insert(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let offset = Fields::new(&part.main).u16()?;
+    let offset = Fields::main(part).u16()?;
     page.add_item(&part.data, offset, Placement::Insert).map(|_| ())
 }
 
 /// ADD_OVFL_PAGE block 0: a new last page of the chain; block data is the bucket.
 pub(super) fn init_overflow(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let bucket = Fields::new(&part.data).u32()?;
+    let bucket = Fields::data(part).u32()?;
     let prev = other_block(part, 1)?;
     page::init(page, Special { prev, bucket, flags: flag::OVERFLOW, ..Special::default() })
 }
@@ -37,12 +37,12 @@ pub(super) fn link_overflow(part: &RecordPart, page: &mut Page<'_>) -> Result<()
 }
 
 fn other_block(part: &RecordPart, id: u8) -> Result<u32, RedoReason> {
-    block_number(part, id).ok_or(RedoReason::Malformed("record without its neighbour page"))
+    part.block_number(id).ok_or(RedoReason::Malformed("record without its neighbour page"))
 }
 
 /// SPLIT_ALLOCATE_PAGE block 0: the bucket that is split, also after its image was restored.
 pub(super) fn start_split(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     let (new_bucket, flags) = (main.u32()?, main.u16()?);
     Special::edit(page, |special| {
         special.flags = flags;
@@ -52,14 +52,14 @@ pub(super) fn start_split(part: &RecordPart, page: &mut Page<'_>) -> Result<(), 
 
 /// SPLIT_ALLOCATE_PAGE block 1: the bucket that a split fills.
 pub(super) fn init_split(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     let (bucket, _old_flags, flags) = (main.u32()?, main.u16()?, main.u16()?);
     page::init(page, Special { prev: bucket, bucket, flags, ..Special::default() })
 }
 
 /// SPLIT_COMPLETE: main data is the flags of block 0, then those of block 1; also after an image.
 pub(super) fn finish_split(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     main.skip(2 * usize::from(part.block_id))?;
     let flags = main.u16()?;
     Special::edit(page, |special| special.flags = flags)
@@ -67,7 +67,7 @@ pub(super) fn finish_split(part: &RecordPart, page: &mut Page<'_>) -> Result<(),
 
 /// MOVE_PAGE_CONTENTS block 1: tuples from the end of the chain. Main data begins with their number.
 pub(super) fn receive(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    add_tuples(Fields::new(&part.main).u16()?, &part.data, page)
+    add_tuples(Fields::main(part).u16()?, &part.data, page)
 }
 
 /// MOVE_PAGE_CONTENTS block 2: the tuples are gone from where they were.
@@ -99,7 +99,7 @@ pub(super) fn link_before_freed(part: &RecordPart, page: &mut Page<'_>) -> Resul
 
 /// DELETE: block data is the offset numbers, main data begins with whether no dead tuples are left.
 pub(super) fn delete(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let clears_dead_hint = Fields::new(&part.main).u8()? != 0;
+    let clears_dead_hint = Fields::main(part).u8()? != 0;
     delete_tuples(part, page)?;
     match clears_dead_hint {
         true => page::clear_flag(page, flag::HAS_DEAD_TUPLES),
@@ -113,7 +113,7 @@ pub(super) fn vacuum(
     part: &RecordPart,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     let count = vacuumed(rules, &mut main)?;
     page.index_multi_delete(main.u16s(count as usize)?.iter())?;
     page::clear_flag(page, flag::HAS_DEAD_TUPLES)
@@ -145,7 +145,7 @@ pub(super) struct Squeeze {
 
 impl Squeeze {
     pub fn read(part: &RecordPart) -> Result<Self, RedoReason> {
-        let mut main = Fields::new(&part.main);
+        let mut main = Fields::main(part);
         let (prev, next, tuples) = (main.u32()?, main.u32()?, main.u16()?);
         let _write_page_is_primary = main.u8()?;
         Ok(Squeeze { prev, next, tuples, write_page_is_previous: main.u8()? != 0 })

@@ -14,7 +14,7 @@
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)]
 
 use super::{
-    RedoReason, block_number, bucket,
+    RedoReason, bucket,
     page::{self, SPECIAL, Special, flag},
 };
 use crate::{
@@ -63,7 +63,7 @@ mod at {
 /// INIT_META_PAGE: the page is computed from the expected number of tuples, the hash function and the tuples
 /// per bucket (`_hash_init_metabuffer`).
 pub(super) fn init(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     let tuples = f64::from_bits(main.u64()?);
     let (procedure, fill_factor) = (main.u32()?, main.u16()?);
     if fill_factor == 0 {
@@ -136,14 +136,14 @@ pub(super) fn add_first_bitmap(page: &mut Page<'_>) -> Result<(), RedoReason> {
 /// a freed page was taken; if not the index grew, perhaps by a bitmap page too, which is block 3.
 pub(super) fn add_overflow(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
     set_first_free(part, page)?;
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     main.skip(2)?;
     let page_was_free = main.u8()? != 0;
     if page_was_free {
         return Ok(());
     }
     let mut grown_by = 1;
-    if let Some(new_map) = block_number(part, 3) {
+    if let Some(new_map) = part.block_number(3) {
         add_map(page, new_map)?;
         grown_by = 2;
     }
@@ -157,12 +157,12 @@ pub(super) fn add_bucket(part: &RecordPart, page: &mut Page<'_>) -> Result<(), R
     const HAS_MASKS: u8 = 1;
     const HAS_PHASE: u8 = 2;
     check(page)?;
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     let new_bucket = main.u32()?;
     // The flags of the two buckets.
     main.skip(4)?;
     let flags = main.u8()?;
-    let mut data = Fields::new(&part.data);
+    let mut data = Fields::data(part);
     page.put_u32(at::MAX_BUCKET, new_bucket)?;
     if flags & HAS_MASKS != 0 {
         page.put_u32(at::LOW_MASK, data.u32()?)?;
@@ -179,7 +179,7 @@ pub(super) fn add_bucket(part: &RecordPart, page: &mut Page<'_>) -> Result<(), R
 /// Block data is the bit number of the first overflow page that may be free.
 pub(super) fn set_first_free(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
     check(page)?;
-    page.put_u32(at::FIRST_FREE, Fields::new(&part.data).u32()?)
+    page.put_u32(at::FIRST_FREE, Fields::data(part).u32()?)
 }
 
 /// Adds to the number of tuples.
@@ -195,14 +195,14 @@ pub(super) fn subtract_vacuumed(
     part: &RecordPart,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
-    let count = bucket::vacuumed(rules, &mut Fields::new(&part.main))?;
+    let count = bucket::vacuumed(rules, &mut Fields::main(part))?;
     add_tuples(page, -f64::from(count))
 }
 
 /// UPDATE_META_PAGE: main data is the number of tuples that vacuum counted.
 pub(super) fn set_tuples(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
     check(page)?;
-    page.put_u64(at::TUPLES, Fields::new(&part.main).u64()?)
+    page.put_u64(at::TUPLES, Fields::main(part).u64()?)
 }
 
 fn check(page: &Page<'_>) -> Result<(), RedoReason> {

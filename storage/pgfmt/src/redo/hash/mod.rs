@@ -91,8 +91,3 @@ fn spares_page(rules: &RecordRules, part: &RecordPart) -> Result<bool, RedoReaso
     let squeeze = bucket::Squeeze::read(part)?;
     Ok(squeeze.tuples == 0 && !squeeze.write_page_is_previous)
 }
-
-/// The number of block `id` of the record, if the record has such a block.
-fn block_number(part: &RecordPart, id: u8) -> Option<u32> {
-    part.blocks.iter().find(|block| block.id == id).map(|block| block.block)
-}

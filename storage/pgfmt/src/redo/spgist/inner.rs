@@ -3,7 +3,7 @@
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)]
 
 use super::{
-    RedoReason, block_number,
+    RedoReason,
     index_tuple::{self, Tid},
     needed_block, page,
     record::{AddNode, SplitTuple},
@@ -19,7 +19,7 @@ fn new_place(part: &RecordPart, add: &AddNode<'_>) -> Result<Tid, RedoReason> {
 /// ADD_NODE block 0: the tuple grows in its place, or leaves it.
 pub(super) fn add_node(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let add = AddNode::read(&part.main)?;
-    if block_number(part, 1).is_none() {
+    if part.block_number(1).is_none() {
         return page::replace(page, add.tuple()?, add.old);
     }
     let target = new_place(part, &add)?;

@@ -68,12 +68,7 @@ pub(super) fn redo(
     Ok(())
 }
 
-/// The number of block `id` of the record, if the record has such a block.
-fn block_number(part: &RecordPart, id: u8) -> Option<u32> {
-    part.blocks.iter().find(|block| block.id == id).map(|block| block.block)
-}
-
 /// The number of a block that the record cannot be without.
 fn needed_block(part: &RecordPart, id: u8) -> Result<u32, RedoReason> {
-    block_number(part, id).ok_or(RedoReason::Malformed("record without the block it links to"))
+    part.block_number(id).ok_or(RedoReason::Malformed("record without the block it links to"))
 }

@@ -14,7 +14,7 @@ const ORIGIN_SIZE: usize = 8;
 
 /// VACUUM_LEAF: empties chains, shortens them, and moves later tuples into the place of a removed first one.
 pub(super) fn leaf(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     let mut count = || main.u16().map(usize::from);
     let (dead, placeholders, moves, chains) = (count()?, count()?, count()?, count()?);
     main.skip(ORIGIN_SIZE)?;
@@ -40,7 +40,7 @@ pub(super) fn leaf(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoRea
 
 /// VACUUM_ROOT: a root that is still a leaf has no chains, so its tuples just go.
 pub(super) fn root(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     let count = usize::from(main.u16()?);
     main.skip(2 + ORIGIN_SIZE)?;
     page.index_multi_delete(main.u16s(count)?.iter())
@@ -52,7 +52,7 @@ pub(super) fn redirects(
     page: &mut Page<'_>,
     has_catalog_flag: bool,
 ) -> Result<(), RedoReason> {
-    let mut main = Fields::new(&part.main);
+    let mut main = Fields::main(part);
     let (count, first_gone) = (main.u16()?, main.u16()?);
     // The conflict horizon, then the flag and a byte of padding.
     main.skip(if has_catalog_flag { 6 } else { 4 })?;
