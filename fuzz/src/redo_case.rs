@@ -13,6 +13,7 @@
 use bytes::Bytes;
 use treering_pgfmt::{
     change::{PageChange, PartBlock, RecordPart},
+    page::{HEADER_SIZE, LinePointer, Page},
     redo::{self, rmgr},
     version::PgMajor,
     wal::record::{Block, Record},
@@ -156,15 +157,18 @@ impl RedoCase {
 
     /// One part of the case is changed; the others stay valid.
     fn mutated(mut self, noise: &mut Noise, mutate: Mutate) -> RedoCase {
-        match noise.below(12) {
+        match noise.below(17) {
             0 => self.mutate_kind(noise),
             1 => self.mutate_blocks(noise),
-            2..5 => mutate_bytes(&mut self.part.data, mutate),
-            5..8 => mutate_bytes(&mut self.part.main, mutate),
-            8 => self.mutate_words(noise, 0, 24),
-            9 => self.mutate_words(noise, 24, 200),
+            2..5 => mutate_bytes(&mut self.part.data, noise, mutate),
+            5..8 => mutate_bytes(&mut self.part.main, noise, mutate),
+            8 => self.mutate_words(noise, 0, HEADER_SIZE),
+            9 => self.mutate_words(noise, HEADER_SIZE, 200),
             10 => self.mutate_words(noise, PAGE_SIZE - 24, 24),
-            _ => self.mutate_words(noise, 24, PAGE_SIZE - 24),
+            11 => self.mutate_words(noise, HEADER_SIZE, PAGE_SIZE - HEADER_SIZE),
+            12 => self.mutate_pointer(noise),
+            13 => self.mutate_region(noise),
+            _ => self.mutate_tuple(noise),
         }
         self
     }
@@ -194,6 +198,40 @@ impl RedoCase {
                 blocks.push(PartBlock { id, block: noise.below(99) as u32, has_data: true });
             }
             _ => {}
+        }
+    }
+
+    /// The number of some line pointer, the first ones most often.
+    fn some_pointer(&mut self, noise: &mut Noise) -> Option<(u16, LinePointer)> {
+        let page = Page::new(&mut self.page);
+        let reach = noise.pick(&[1, 3, usize::MAX]).min(usize::from(page.max_offset()));
+        let number = 1 + noise.below(reach) as u16;
+        page.line_pointer(number).ok().map(|pointer| (number, pointer))
+    }
+
+    fn mutate_pointer(&mut self, noise: &mut Noise) {
+        if let Some((number, _)) = self.some_pointer(noise) {
+            self.mutate_words(noise, HEADER_SIZE + 4 * usize::from(number - 1), 4);
+        }
+    }
+
+    /// A stretch of the page becomes a copy of another or one byte over and over: pages get full.
+    fn mutate_region(&mut self, noise: &mut Noise) {
+        let size = noise.pick(&[8, 64, 512, 4096]);
+        let to = HEADER_SIZE + noise.below(PAGE_SIZE - HEADER_SIZE - size);
+        if noise.below(2) == 0 {
+            let from = HEADER_SIZE + noise.below(PAGE_SIZE - HEADER_SIZE - size);
+            self.page.copy_within(from..from + size, to);
+        } else {
+            self.page[to..to + size].fill(noise.pick(&[0, 1, 0x7f, 0xff]));
+        }
+    }
+
+    /// The first bytes of a tuple, where its lengths and counts are.
+    fn mutate_tuple(&mut self, noise: &mut Noise) {
+        if let Some((_, pointer)) = self.some_pointer(noise) {
+            let reach = noise.pick(&[8, 16, 32]);
+            self.mutate_words(noise, pointer.offset().min(PAGE_SIZE - reach), reach);
         }
     }
 
@@ -231,17 +269,44 @@ fn ends_of(page: &[u8; PAGE_SIZE]) -> (&[u8], &[u8]) {
     (&page[..longest.start], &page[longest.end..])
 }
 
-fn mutate_bytes(bytes: &mut Bytes, mutate: Mutate) {
+/// What libFuzzer does to bytes, and what lists and counts call for: repeated, a list of tuples is a longer list.
+fn mutate_bytes(bytes: &mut Bytes, noise: &mut Noise, mutate: Mutate) {
     let mut section = bytes.to_vec();
-    mutate_section(&mut section, SECTION_MAX, mutate);
+    match noise.below(12) {
+        0 => repeat(&mut section, noise.pick(&[0, 1000, 8200])),
+        1 => section.truncate(noise.below(section.len())),
+        2..5 => put_count(&mut section, noise),
+        _ => mutate_section(&mut section, SECTION_MAX, mutate),
+    }
     *bytes = Bytes::from(section);
+}
+
+/// At least once, and up to so many bytes.
+fn repeat(section: &mut Vec<u8>, size: usize) {
+    let once = section.clone();
+    while section.len() + once.len() <= SECTION_MAX {
+        section.extend_from_slice(&once);
+        if once.is_empty() || section.len() >= size {
+            return;
+        }
+    }
+}
+
+/// One of the first 16-bit words becomes a number at which something ends: tuples of a page, the section, the type.
+fn put_count(section: &mut [u8], noise: &mut Noise) {
+    let length = section.len();
+    let at = noise.below(length.min(32)) & !1;
+    let count = noise.pick(&[0, 1, 2, 255, 291, 292, 408, 409, length / 2, length, 8192, 0xffff]);
+    if let Some(word) = section.get_mut(at..at + 2) {
+        word.copy_from_slice(&(count as u16).to_le_bytes());
+    }
 }
 
 /// Mutates the case in `data[..size]` in place and answers with its new size.
 pub fn mutate(data: &mut [u8], size: usize, seed: u32, mutate: Mutate) -> usize {
     let mut noise = Noise::new(seed);
     let mut case = RedoCase::read(&data[..size]);
-    for _ in 0..=noise.below(3) {
+    for _ in 0..=noise.below(4) {
         case = case.mutated(&mut noise, mutate);
     }
     give(&case.write(), data)

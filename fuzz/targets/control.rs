@@ -41,7 +41,7 @@ fuzz_target!(|bytes: &[u8]| {
 fn control_file(major: PgMajor, bytes: &[u8]) {
     let mut file = vec![0; CONTROL_FILE_SIZE];
     let size = give(bytes, &mut file);
-    if file[CONTROL_FILE_SIZE - 1] % 2 == 0 {
+    if file[CONTROL_FILE_SIZE - 1].is_multiple_of(2) {
         let Layout { control_version, catalog_version, control_crc_offset, .. } = *major.layout();
         file[8..12].copy_from_slice(&control_version.to_le_bytes());
         file[12..16].copy_from_slice(&catalog_version.to_le_bytes());

@@ -49,7 +49,7 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    if seed % 16 == 0 {
+    if seed.is_multiple_of(16) {
         return fuzzer_mutate(data, size, max_size);
     }
     redo_case::mutate(data, size, seed, fuzzer_mutate)
