@@ -1,5 +1,5 @@
 # The front door. Each target first makes sure of what it needs.
-.PHONY: help demo test bench fuzz fuzz-smoke build prerequisites clean
+.PHONY: help demo test test-all verify-redo bench fuzz fuzz-smoke build prerequisites postgres-17 clean
 .DEFAULT_GOAL := help
 
 PG_BIN ?= /usr/lib/postgresql/15/bin
@@ -11,9 +11,27 @@ demo: prerequisites ## Build, then show the main job on a throw-away data direct
 	cargo build --release -p treering
 	target/release/treering demo
 
-test: prerequisites ## Unit, property, crash and end-to-end tests against real Postgres
+test: prerequisites postgres-17 ## Unit, property, crash and end-to-end tests against real Postgres
 	cargo build -p treering
 	cargo test --workspace
+
+test-all: test ## The same, then redo of the workloads on PostgreSQL 16 and 18
+	scripts/postgres-binaries 16 18
+	for major in 16 18; do \
+		cargo xtask workload --major $$major --save $$major-checksums && \
+		cargo xtask workload --major $$major --plain --save $$major-plain || exit 1; \
+	done
+
+verify-redo: prerequisites postgres-17 ## Redo judged by Postgres: workloads on 15 and 17, the regression suite of 15; docs/redo.md
+	scripts/regression-source
+	cargo build --release -p treering
+	for major in 15 17; do \
+		cargo xtask workload --major $$major --save $$major-checksums && \
+		cargo xtask workload --major $$major --plain --save $$major-plain || exit 1; \
+	done
+	cargo xtask regress --save regress15
+	cargo run --release -p treering-tests --bin regression
+	cargo xtask coverage
 
 bench: prerequisites ## All benchmark scenarios, then the criterion micro benches
 	cargo build --release -p treering
@@ -33,6 +51,10 @@ build: prerequisites ## Build the one binary, optimised
 
 prerequisites:
 	@scripts/prerequisites
+
+postgres-17: prerequisites
+	@scripts/prerequisites tests
+	scripts/postgres-binaries 17
 
 clean: ## Remove what was built
 	cargo clean

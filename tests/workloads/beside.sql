@@ -116,6 +116,10 @@ SELECT pg_replication_origin_drop('dropped');
 -- Databases and tablespaces.
 CREATE TABLESPACE place LOCATION '';
 CREATE TABLE placed TABLESPACE place AS SELECT i FROM generate_series(1, 3000) i;
+CREATE TABLESPACE brief LOCATION '';
+CREATE TABLE briefly TABLESPACE brief AS SELECT 1 AS one;
+DROP TABLE briefly;
+DROP TABLESPACE brief;
 CREATE DATABASE copied STRATEGY file_copy TEMPLATE template1;
 CREATE DATABASE logged STRATEGY wal_log TEMPLATE template1;
 CREATE DATABASE brief_copied STRATEGY file_copy;

@@ -8,10 +8,10 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use treering_stock::Postgres;
 use xtask::{
-    coverage,
+    coverage, regress,
     report::{Report, Summary},
     verify::{Input, verify},
-    workload::{self, Variant},
+    workload::{self, Corpus, Variant},
 };
 
 /// Work on the repository that needs the product's own code.
@@ -61,6 +61,20 @@ enum Task {
         #[arg(long, value_name = "NAME")]
         save: Option<String>,
     },
+    /// Run the test suites of PostgreSQL 15 on a stock server, then verify their redo.
+    ///
+    /// `scripts/regression-source` fetches them. A test whose output is not the expected one is reported and does not
+    /// fail this: what counts is the WAL.
+    Regress {
+        /// `core`, `isolation` or a contrib module: all that are worth their time, if none is named.
+        suites: Vec<String>,
+        /// Leave the cluster and its base behind and print where.
+        #[arg(long)]
+        keep: bool,
+        /// Count this run in the coverage table under the name.
+        #[arg(long, value_name = "NAME")]
+        save: Option<String>,
+    },
     /// Write docs/redo.md from the runs that were saved with `--save`.
     Coverage,
 }
@@ -87,13 +101,12 @@ fn run(cli: Cli) -> Result<bool> {
             let postgres = Postgres::find(major)?;
             let names = if names.is_empty() { workload::names()? } else { names };
             let variant = if plain { Variant::Plain } else { Variant::Checksums };
-            let corpus = workload::run_workloads(&postgres, variant, &names)?;
-            let report = corpus.verify(|_, _| ());
-            if keep {
-                let (base, cluster) = corpus.keep();
-                println!("base {}, cluster {}", base.display(), cluster.display());
-            }
-            finish(report?, save)
+            judge(workload::run_workloads(&postgres, variant, &names)?, keep, save)
+        }
+        Task::Regress { suites, keep, save } => {
+            let (corpus, outcomes) = regress::run_suites(&suites)?;
+            outcomes.iter().for_each(|outcome| println!("{outcome}"));
+            judge(corpus, keep, save)
         }
         Task::Coverage => {
             let path = coverage::write()?;
@@ -101,6 +114,15 @@ fn run(cli: Cli) -> Result<bool> {
             Ok(true)
         }
     }
+}
+
+fn judge(corpus: Corpus, keep: bool, save: Option<String>) -> Result<bool> {
+    let report = corpus.verify(|_, _| ());
+    if keep {
+        let (base, cluster) = corpus.keep();
+        println!("base {}, cluster {}", base.display(), cluster.display());
+    }
+    finish(report?, save)
 }
 
 fn finish(report: Report, save: Option<String>) -> Result<bool> {

@@ -1,6 +1,6 @@
 //! The second judge: stock Postgres recovers a copy of the base with the same WAL, and leaves its files.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use treering_stock::{Cluster, Postgres};
@@ -24,7 +24,7 @@ pub fn recover(postgres: &Postgres, base: &Path, wal: &Path, last: Lsn) -> Resul
     refuse_tablespace_links(base)?;
     let settings = format!(
         "hot_standby = off\nautovacuum = off\narchive_mode = off\nshared_preload_libraries = ''\n\
-         primary_conninfo = ''\nssl = off\nmax_wal_size = 100GB\nshared_buffers = 512MB\n\
+         primary_conninfo = ''\nssl = off\nmax_wal_size = 100GB\nwal_recycle = off\nshared_buffers = 512MB\n\
          allow_in_place_tablespaces = on\nlogging_collector = off\nlog_min_messages = info\n\
          restore_command = '/bin/false'\nrecovery_target_lsn = '{last}'\n\
          recovery_target_inclusive = on\nrecovery_target_action = shutdown\n\
@@ -39,7 +39,7 @@ pub fn recover(postgres: &Postgres, base: &Path, wal: &Path, last: Lsn) -> Resul
             fs::remove_file(path)?;
         }
     }
-    copy_wal(&standby, wal)?;
+    take_wal(&standby, wal)?;
     let ended = standby.run_to_end();
     let log = standby.log();
     if !log.contains("recovery stopping after WAL location") {
@@ -50,17 +50,23 @@ pub fn recover(postgres: &Postgres, base: &Path, wal: &Path, last: Lsn) -> Resul
     Ok(standby)
 }
 
-/// The segments where recovery looks for them when its restore command has none.
-fn copy_wal(standby: &Cluster, wal: &Path) -> Result<()> {
+/// The segments where recovery looks for them when its restore command has none: linked where they belong to the
+/// server's user already, else copied. The standby only reads and removes segments (`wal_recycle` is off).
+fn take_wal(standby: &Cluster, wal: &Path) -> Result<()> {
+    let user = fs::metadata(standby.data())?.uid();
     for entry in fs::read_dir(wal)? {
         let path = entry?.path();
-        if !path.is_file() {
+        let metadata = fs::metadata(&path)?;
+        if !metadata.is_file() {
             continue;
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let copy = standby.wal_dir().join(name.strip_suffix(".partial").unwrap_or(&name));
-        fs::copy(&path, &copy).with_context(|| path.display().to_string())?;
-        standby.give(&copy)?;
+        let own = standby.wal_dir().join(name.strip_suffix(".partial").unwrap_or(&name));
+        if metadata.uid() == user && fs::hard_link(&path, &own).is_ok() {
+            continue;
+        }
+        fs::copy(&path, &own).with_context(|| path.display().to_string())?;
+        standby.give(&own)?;
     }
     Ok(())
 }

@@ -115,7 +115,9 @@ fn start_of(base: &Path) -> Result<Start> {
     Ok(Start { major: control.major(), state: ClusterState::from_control(&control), at })
 }
 
-/// A shutdown checkpoint carries the counters exactly: they must have been known before it is read.
+/// A shutdown checkpoint carries the counters exactly: they must have been known before it is read. The oldest ids
+/// may be behind: `vac_truncate_clog` logs them only with the removal of a segment, and otherwise moves them, and the
+/// databases they come from, in memory.
 fn check_counters(replica: &Replica, record: &Record) -> Option<String> {
     if record.rmid != 0 || record.rmgr_info() != 0 {
         return None;
@@ -134,6 +136,25 @@ fn check_counters(replica: &Replica, record: &Record) -> Option<String> {
         full_page_writes: theirs.full_page_writes,
         ..ours
     };
+    let ours = with_oldest(ours, &theirs);
     (ours != theirs)
         .then(|| format!("counters at the checkpoint {}: ours {ours:?}, {theirs:?}", record.start))
+}
+
+/// `ours` with the oldest ids of `theirs`, unless ours are past them.
+fn with_oldest(mut ours: CheckPoint, theirs: &CheckPoint) -> CheckPoint {
+    let reaches = |ours: u32, theirs: u32| theirs.wrapping_sub(ours).cast_signed() >= 0;
+    if reaches(ours.oldest_xid, theirs.oldest_xid) {
+        (ours.oldest_xid, ours.oldest_xid_db) = (theirs.oldest_xid, theirs.oldest_xid_db);
+    }
+    if reaches(ours.oldest_multi, theirs.oldest_multi) {
+        (ours.oldest_multi, ours.oldest_multi_db) = (theirs.oldest_multi, theirs.oldest_multi_db);
+    }
+    // 0: commit times are not tracked.
+    if ours.oldest_commit_ts_xid != 0
+        && reaches(ours.oldest_commit_ts_xid, theirs.oldest_commit_ts_xid)
+    {
+        ours.oldest_commit_ts_xid = theirs.oldest_commit_ts_xid;
+    }
+    ours
 }

@@ -39,6 +39,17 @@ pub struct Corpus {
 }
 
 impl Corpus {
+    /// Copies the data directory of a new cluster, then starts its server.
+    ///
+    /// # Errors
+    /// The copy fails, or the server does not start.
+    pub fn begin(mut cluster: Cluster) -> Result<Corpus> {
+        let base = tempfile::Builder::new().prefix("base-").tempdir()?;
+        run(Command::new("cp").arg("-a").arg(cluster.data()).arg(base.path()))?;
+        cluster.start()?;
+        Ok(Corpus { cluster, base })
+    }
+
     pub fn base(&self) -> PathBuf {
         self.base.path().join("data")
     }
@@ -104,7 +115,7 @@ pub fn run_workloads(postgres: &Postgres, variant: Variant, names: &[String]) ->
         let path = scripts().join(format!("{name}.sql"));
         ensure!(path.is_file(), "there is no workload {name}: {} is missing", path.display());
     }
-    let mut cluster = match variant {
+    let cluster = match variant {
         Variant::Checksums => {
             Cluster::create(postgres, &format!("{SETTINGS}\nwal_level = replica"))?
         }
@@ -115,12 +126,10 @@ pub fn run_workloads(postgres: &Postgres, variant: Variant, names: &[String]) ->
             Cluster::create_with(postgres, &[], &settings)?
         }
     };
-    let base = tempfile::Builder::new().prefix("base-").tempdir()?;
-    run(Command::new("cp").arg("-a").arg(cluster.data()).arg(base.path()))?;
-    cluster.start()?;
-    drive(&cluster, names)?;
-    cluster.stop("fast")?;
-    Ok(Corpus { cluster, base })
+    let mut corpus = Corpus::begin(cluster)?;
+    drive(&corpus.cluster, names)?;
+    corpus.cluster.stop("fast")?;
+    Ok(corpus)
 }
 
 fn drive(cluster: &Cluster, names: &[String]) -> Result<()> {
@@ -153,6 +162,6 @@ fn concurrently(cluster: &Cluster, name: &str) -> Result<()> {
     // The server's user must be able to read it.
     cluster.write("workload.pgbench", &text)?;
     let file = cluster.data().join("workload.pgbench").display().to_string();
-    cluster.pgbench(&["-n", "-c", "4", "-j", "2", "-T", "2", "-f", &file, name])?;
+    cluster.pgbench(&["-n", "-c", "4", "-j", "2", "-T", "1", "-f", &file, name])?;
     Ok(())
 }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::{Postgres, run};
 
 /// Names the socket file only.
-const PORT: &str = "5432";
+pub(crate) const PORT: &str = "5432";
 
 /// A data directory and its server, gone when dropped. After a panic the folder is kept and its path printed.
 pub struct Cluster {
