@@ -15,27 +15,32 @@ test: prerequisites postgres-17 ## Unit, property, crash and end-to-end tests ag
 	cargo build -p treering
 	cargo test --workspace
 
+# One selection of packages, so that everything is built once.
+RELEASE = cargo build --release -p treering -p treering-xtask -p treering-tests -p treering-bench
+XTASK = target/release/xtask
+
 test-all: test ## The same, then redo of the workloads on PostgreSQL 16 and 18
 	scripts/postgres-binaries 16 18
+	$(RELEASE)
 	for major in 16 18; do \
-		cargo xtask workload --major $$major --save $$major-checksums && \
-		cargo xtask workload --major $$major --plain --save $$major-plain || exit 1; \
+		$(XTASK) workload --major $$major --save $$major-checksums && \
+		$(XTASK) workload --major $$major --plain --save $$major-plain || exit 1; \
 	done
 
 verify-redo: prerequisites postgres-17 ## Redo judged by Postgres: workloads on 15 and 17, the regression suite of 15; docs/redo.md
 	scripts/regression-source
-	cargo build --release -p treering
+	$(RELEASE)
 	for major in 15 17; do \
-		cargo xtask workload --major $$major --save $$major-checksums && \
-		cargo xtask workload --major $$major --plain --save $$major-plain || exit 1; \
+		$(XTASK) workload --major $$major --save $$major-checksums && \
+		$(XTASK) workload --major $$major --plain --save $$major-plain || exit 1; \
 	done
-	cargo xtask regress --save regress15
-	cargo run --release -p treering-tests --bin regression
-	cargo xtask coverage
+	$(XTASK) regress --save regress15
+	target/release/regression
+	$(XTASK) coverage
 
 bench: prerequisites ## All benchmark scenarios, then the criterion micro benches
-	cargo build --release -p treering
-	cargo run --release -p treering-bench -- run
+	$(RELEASE)
+	target/release/treering-bench run
 	cargo bench -p treering-bench
 
 FUZZ_SECONDS ?= 600

@@ -2,17 +2,18 @@
 
 use std::{
     fs::{File, read},
-    io::Read,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, ensure};
+use bytes::Bytes;
+use rustix::{buffer::spare_capacity, io::pread};
 use treering_pgfmt::{
     control::ControlFile,
     version::PgMajor,
     wal::{reader::WalDecoder, record::RawRecord},
 };
-use treering_types::{Lsn, WAL_SEGMENT_SIZE};
+use treering_types::Lsn;
 
 /// Bytes read at once: as much as a walsender sends in one message.
 pub const CHUNK_BYTES: usize = 128 * 1024;
@@ -36,20 +37,16 @@ impl LogBytes {
         LogBytes { dir: wal_dir.to_owned(), at: from, file: None }
     }
 
-    /// Fills `chunk` with what comes next, at least one byte; 0 where no file goes on.
-    pub fn read(&mut self, chunk: &mut [u8]) -> anyhow::Result<usize> {
+    /// What comes next, up to a chunk; empty where no file goes on.
+    pub fn read(&mut self) -> anyhow::Result<Bytes> {
         if self.at.segment_offset() == 0 || self.file.is_none() {
-            let Ok(mut file) = File::open(self.dir.join(self.at.segment_file_name(1))) else {
-                return Ok(0);
-            };
-            std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(self.at.segment_offset()))?;
-            self.file = Some(file);
+            self.file = File::open(self.dir.join(self.at.segment_file_name(1))).ok();
         }
-        let left = (WAL_SEGMENT_SIZE - self.at.segment_offset()).min(chunk.len() as u64) as usize;
-        let file = self.file.as_mut().context("a file is open")?;
-        file.read_exact(&mut chunk[..left])?;
-        self.at = self.at + left as u64;
-        Ok(left)
+        let Some(file) = &self.file else { return Ok(Bytes::new()) };
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        pread(file, spare_capacity(&mut chunk), self.at.segment_offset())?;
+        self.at = self.at + chunk.len() as u64;
+        Ok(Bytes::from(chunk))
     }
 }
 
@@ -57,14 +54,13 @@ impl LogBytes {
 pub struct Log {
     bytes: LogBytes,
     decoder: WalDecoder,
-    chunk: Vec<u8>,
 }
 
 impl Log {
     /// Starts at `from`, a record boundary.
     pub fn open(major: PgMajor, wal_dir: &Path, from: Lsn) -> Log {
         let bytes = LogBytes::open(wal_dir, from);
-        Log { bytes, decoder: WalDecoder::new(major, from), chunk: vec![0; CHUNK_BYTES] }
+        Log { bytes, decoder: WalDecoder::new(major, from) }
     }
 
     /// The next record. `None` at the log's end: after a crash it ends in whatever was in the file before, so the
@@ -76,9 +72,9 @@ impl Log {
                 Ok(None) => {}
                 Err(_) => return Ok(None),
             }
-            match self.bytes.read(&mut self.chunk)? {
-                0 => return Ok(None),
-                count => self.decoder.feed(&self.chunk[..count]),
+            match self.bytes.read()? {
+                chunk if chunk.is_empty() => return Ok(None),
+                chunk => self.decoder.feed_shared(chunk),
             }
         }
     }
@@ -97,12 +93,13 @@ impl Log {
 /// The raw WAL between two positions.
 pub fn bytes_between(wal_dir: &Path, from: Lsn, to: Lsn) -> anyhow::Result<Vec<u8>> {
     let size = to.bytes_since(from).context("WAL ends before it begins")? as usize;
-    let mut out = vec![0; size];
-    let (mut bytes, mut filled) = (LogBytes::open(wal_dir, from), 0);
-    while filled < size {
-        let count = bytes.read(&mut out[filled..])?;
-        ensure!(count > 0, "WAL files end before {to}");
-        filled += count;
+    let mut out = Vec::with_capacity(size + CHUNK_BYTES);
+    let mut bytes = LogBytes::open(wal_dir, from);
+    while out.len() < size {
+        let chunk = bytes.read()?;
+        ensure!(!chunk.is_empty(), "WAL files end before {to}");
+        out.extend_from_slice(&chunk);
     }
+    out.truncate(size);
     Ok(out)
 }

@@ -16,7 +16,6 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use memmap2::{Advice, MmapMut};
 use treering_pgfmt::{
     change::PageChange,
     redo::{self, slru::PAGES_PER_SEGMENT},
@@ -123,25 +122,19 @@ impl Files {
     }
 }
 
-/// Pages in one mapping: 32 MiB, of which the kernel gives what is touched, in huge pages where it can.
+/// Pages allocated at once: 32 MiB, of which the kernel gives only what is touched.
 const EXTENT_PAGES: usize = 4096;
 
 /// Neighbouring pages of one area.
 struct Extent {
-    memory: MmapMut,
+    bytes: Vec<u8>,
     held: Vec<bool>,
 }
 
 impl Extent {
-    fn new() -> anyhow::Result<Extent> {
-        let memory = MmapMut::map_anon(EXTENT_PAGES * PAGE_SIZE)?;
-        // As good without: then there are more, smaller faults.
-        let _ = memory.advise(Advice::HugePage);
-        Ok(Extent { memory, held: vec![false; EXTENT_PAGES] })
-    }
-
-    fn frames(&self) -> &[[u8; PAGE_SIZE]] {
-        self.memory.as_chunks().0
+    fn new() -> Extent {
+        // Zeros as the kernel gives them: nothing is written here.
+        Extent { bytes: vec![0; EXTENT_PAGES * PAGE_SIZE], held: vec![false; EXTENT_PAGES] }
     }
 }
 
@@ -151,18 +144,19 @@ struct Frames(Vec<Extent>);
 
 impl Frames {
     /// Where a page is or will be, and whether it is there. What is there otherwise means nothing.
-    fn at(&mut self, page: u32) -> anyhow::Result<(&mut [u8; PAGE_SIZE], &mut bool)> {
+    fn at(&mut self, page: u32) -> (&mut [u8; PAGE_SIZE], &mut bool) {
         let (index, within) = (page as usize / EXTENT_PAGES, page as usize % EXTENT_PAGES);
         while self.0.len() <= index {
-            self.0.push(Extent::new()?);
+            self.0.push(Extent::new());
         }
-        let Extent { memory, held } = &mut self.0[index];
-        Ok((&mut memory.as_chunks_mut().0[within], &mut held[within]))
+        let Extent { bytes, held } = &mut self.0[index];
+        (&mut bytes.as_chunks_mut().0[within], &mut held[within])
     }
 
     /// The pages held, with their numbers.
     fn pages(&self) -> impl Iterator<Item = (u32, &[u8; PAGE_SIZE])> {
-        let pages = self.0.iter().flat_map(|extent| extent.held.iter().zip(extent.frames()));
+        let pages =
+            self.0.iter().flat_map(|extent| extent.held.iter().zip(extent.bytes.as_chunks().0));
         (0..).zip(pages).filter(|(_, (held, _))| **held).map(|(page, (_, frame))| (page, frame))
     }
 
@@ -260,7 +254,7 @@ impl Pages {
                 self.change(Area::Relation(rel), block, &change, lsn)?;
             }
             Effect::PageIfExists { rel, block, change } => {
-                if *self.load(Area::Relation(rel), block)?.1 {
+                if *self.load(Area::Relation(rel), block).1 {
                     self.change(Area::Relation(rel), block, &change, lsn)?;
                 }
             }
@@ -294,15 +288,15 @@ impl Pages {
     }
 
     /// The page's place, filled from the copy if need be; false where there is no such page.
-    fn load(&mut self, area: Area, page: u32) -> anyhow::Result<(&mut [u8; PAGE_SIZE], &mut bool)> {
+    fn load(&mut self, area: Area, page: u32) -> (&mut [u8; PAGE_SIZE], &mut bool) {
         let (data, major) = (&self.data, self.major);
         let sheaf = self.sheaves.entry(area).or_insert_with(|| Sheaf::of(area));
-        let (frame, held) = sheaf.frames.at(page)?;
+        let (frame, held) = sheaf.frames.at(page);
         if !*held && page < sheaf.cut_at {
             *held = sheaf.files.read(data, major, page, frame);
             self.read += u64::from(*held);
         }
-        Ok((frame, held))
+        (frame, held)
     }
 
     fn change(
@@ -313,11 +307,8 @@ impl Pages {
         lsn: Lsn,
     ) -> anyhow::Result<()> {
         let major = self.major;
-        let (frame, held) = if change.is_base() {
-            self.sheaf(area).frames.at(page)?
-        } else {
-            self.load(area, page)?
-        };
+        let (frame, held) =
+            if change.is_base() { self.sheaf(area).frames.at(page) } else { self.load(area, page) };
         if !*held && !change.is_base() {
             frame.fill(0);
         }

@@ -236,11 +236,9 @@ impl Replica {
             Effect::TwoPhaseEnded { full_xid } => {
                 files.two_phase.remove(&twophase::file_name(self.major, full_xid));
             }
-            Effect::Origin { id, remote_lsn: Some(lsn) } => {
-                files.origins.insert(id, lsn);
-            }
-            Effect::Origin { id, remote_lsn: None } => {
-                files.origins.remove(&id);
+            Effect::Origin { id, change } => {
+                let progress = change.after(files.origins.remove(&id));
+                files.origins.extend(progress.map(|lsn| (id, lsn)));
             }
             Effect::PageIfExists { .. }
             | Effect::Ended { .. }

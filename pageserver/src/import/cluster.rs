@@ -30,6 +30,8 @@ use crate::directory::{Directory, tablespace_key};
 const BATCH_VALUES_MAX: usize = 1024;
 /// Pages in one SLRU segment file (`SLRU_PAGES_PER_SEGMENT`).
 const SLRU_SEGMENT_PAGES: u32 = 32;
+/// `WAL_LEVEL_MINIMAL` (`access/xlog.h`).
+const WAL_LEVEL_MINIMAL: u32 = 0;
 
 /// Imports the cleanly shut down cluster in `data` as the root timeline of `tenant`, with the tenant's own system
 /// identifier and a fresh nonce. Blocking. The timeline is visible and durable when this returns, not before.
@@ -69,6 +71,9 @@ fn read_control(tenant: &Tenant, data: &Path) -> Result<ControlFile, ImportError
     let control = ControlFile::parse(&read(&data.join(CONTROL_FILE_PATH))?)?;
     if control.state() != ClusterStatus::ShutDown {
         return Err(ImportError::NotShutDown);
+    }
+    if control.wal_level() == WAL_LEVEL_MINIMAL {
+        return Err(ImportError::MinimalWal);
     }
     let expected = tenant.info().pg_major;
     if control.major() != expected {

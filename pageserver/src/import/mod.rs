@@ -45,6 +45,8 @@ pub enum ImportError {
     RelMap(#[from] RelMapError),
     #[error("the cluster was not shut down cleanly")]
     NotShutDown,
+    #[error("the cluster ran with wal_level minimal, which does not log every change")]
+    MinimalWal,
     #[error("the cluster is PostgreSQL {found}, the project is {expected}")]
     OtherMajor { found: PgMajor, expected: PgMajor },
     #[error("shutdown checkpoint at {at}: {source}")]
@@ -67,7 +69,9 @@ impl ImportError {
             ImportError::Step { .. } | ImportError::Read { .. } | ImportError::Io(_) => {
                 ErrorKind::Io
             }
-            ImportError::NotShutDown | ImportError::OtherMajor { .. } => ErrorKind::Invalid,
+            ImportError::NotShutDown | ImportError::MinimalWal | ImportError::OtherMajor { .. } => {
+                ErrorKind::Invalid
+            }
             ImportError::BadFile { .. } | ImportError::NotTheCheckpoint { .. } => {
                 ErrorKind::Corrupt
             }

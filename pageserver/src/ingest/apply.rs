@@ -7,8 +7,9 @@
 //! - the record ends of a WAL page are written when the log leaves the page and with every batch, so that
 //!   `record_boundary` is exact up to `last_record_lsn`.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
+use bytes::Bytes;
 use treering_engine::{
     CopyOf, Direction, EngineError, RelMeta, TimeEntry, Timeline, Value, WriteBatch,
 };
@@ -76,6 +77,8 @@ pub struct Applier {
     ends: PageEnds,
     /// The latest commit or abort stamp so far.
     stamp_max: Option<i64>,
+    /// Progress of the replication origins.
+    origins: HashMap<u16, u64>,
     batch: WriteBatch,
     batch_bytes: usize,
 }
@@ -103,6 +106,7 @@ impl Applier {
             relations: Relations::new(Arc::clone(&timeline)),
             ends: PageEnds::open(&timeline, at)?,
             stamp_max: latest.first().and_then(|(key, _, _)| key.stamp()),
+            origins: origins(&timeline, at)?,
             batch: WriteBatch::new(at),
             batch_bytes: 0,
             timeline,
@@ -210,8 +214,10 @@ impl Applier {
             Effect::Control { field, value } => {
                 self.put(Key::control(field), lsn, Value::whole(value));
             }
-            Effect::Origin { id, remote_lsn } => {
-                let value = remote_lsn.map_or(Value::tombstone(), |remote| {
+            Effect::Origin { id, change } => {
+                let progress = change.after(self.origins.remove(&id));
+                self.origins.extend(progress.map(|remote| (id, remote)));
+                let value = progress.map_or(Value::tombstone(), |remote| {
                     Value::whole(remote.to_le_bytes().to_vec())
                 });
                 self.put(Key::origin(id), lsn, value);
@@ -311,6 +317,17 @@ impl Applier {
         self.relations.shrink();
         Ok(())
     }
+}
+
+/// Origins and their progress, as `Effect::Origin` has stored them.
+fn origins(timeline: &Timeline, at: Lsn) -> Result<HashMap<u16, u64>, EngineError> {
+    let range = Key::class_range(KeyClass::Origin);
+    let found = timeline.scan(range, at, Direction::Forward, usize::MAX)?;
+    let origin = |(key, _, remote): (Key, Lsn, Bytes)| {
+        let id = u16::from_be_bytes([key.0[3], key.0[4]]);
+        Some((id, u64::from_le_bytes(remote.as_ref().try_into().ok()?)))
+    };
+    Ok(found.into_iter().filter_map(origin).collect())
 }
 
 fn value_of(change: &PageChange) -> Value {

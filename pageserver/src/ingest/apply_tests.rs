@@ -127,6 +127,35 @@ fn times_follow_the_running_maximum() {
     assert_eq!(timeline.time_at(latest).expect("time"), Some(300));
 }
 
+/// Prepared transactions end out of order: what they say of their origin may be old news.
+#[test]
+fn origins_go_back_by_hand_only() {
+    const FORCED: u8 = 1;
+    let (_engine, timeline) = engine();
+    let mut log = Log::new();
+    let set = |log: &mut Log, remote_lsn: u64, force: u8| {
+        log.append(19, 0x00, &[], &[&remote_lsn.to_le_bytes()[..], &[4, 0, force]].concat())
+    };
+    let progress = |at: Lsn| {
+        let found = timeline.scan(Key::class_range(KeyClass::Origin), at, Direction::Forward, 9);
+        found.expect("scan").iter().map(|(_, _, remote)| remote[0]).collect::<Vec<_>>()
+    };
+    let first = set(&mut log, 7, 0);
+    let late = set(&mut log, 6, 0);
+    apply_all(&timeline, &log);
+    assert_eq!((progress(first), progress(late)), (vec![7], vec![7]));
+    // A new applier knows as well.
+    let late = set(&mut log, 5, 0);
+    apply_all(&timeline, &log);
+    let by_hand = set(&mut log, 3, FORCED);
+    let next = set(&mut log, 4, 0);
+    let dropped = log.append(19, 0x10, &[], &[4, 0]);
+    let anew = set(&mut log, 1, 0);
+    apply_all(&timeline, &log);
+    let found = [late, by_hand, next, dropped, anew].map(progress);
+    assert_eq!(found, [vec![7], vec![3], vec![4], vec![], vec![1]]);
+}
+
 /// However the log is cut, and wherever ingest is taken up again, each position finds its record.
 #[test]
 fn every_record_end_is_found() {

@@ -6,6 +6,8 @@
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)]
 
+use std::ops::Range;
+
 use treering_types::PAGE_SIZE;
 
 use crate::{
@@ -195,10 +197,9 @@ impl Page<'_> {
         let count = self.max_offset();
         let (mut last_used, mut unused) = (0, 0u16);
         let mut kept = Kept::new(self.special());
-        for offset in 1..=count {
-            let pointer = self.line_pointer(offset)?;
+        for (offset, bytes) in (1..).zip(self.line_pointers()) {
+            let pointer = LinePointer::from_bytes(*bytes);
             if !pointer.is_used() {
-                self.set_line_pointer(offset, LinePointer::UNUSED)?;
                 unused += 1;
                 continue;
             }
@@ -208,6 +209,10 @@ impl Page<'_> {
                 kept.push(offset, pointer)?;
             }
         }
+        let unused_pointers = self.line_pointers_mut().iter_mut();
+        unused_pointers
+            .filter(|bytes| !LinePointer::from_bytes(**bytes).is_used())
+            .for_each(|bytes| *bytes = LinePointer::UNUSED.0.to_le_bytes());
         self.check_total(&kept)?;
         self.compact(&kept)?;
         let trailing = count - last_used;
@@ -285,24 +290,38 @@ impl Page<'_> {
     /// Packs the kept tuples against the special area in the order given and sets `pd_upper`.
     ///
     /// Bytes below the new `pd_upper` keep their old contents, as in Postgres. Tuples in descending order can be
-    /// moved in place, since none lands on one not yet moved; others go by way of a copy of the page.
+    /// moved in place, since none lands on one not yet moved; others go by way of a copy of the page. Tuples that lie
+    /// where they belong are not touched: no other lands there.
     fn compact(&mut self, kept: &Kept) -> Result<(), RedoReason> {
-        let copy = (!kept.descending).then(|| *self.bytes());
-        let mut upper = self.special();
+        let (settled, mut upper) = kept.settled(self.special());
+        let copy = if kept.descending || settled == kept.count {
+            None
+        } else {
+            Some(self.copy_of(self.upper()..upper)?)
+        };
         let mut run = Run { begin: upper, end: upper };
-        for entry in kept.entries() {
+        for entry in kept.entries().skip(settled) {
             if run.begin != entry.end() {
                 self.place(upper, &run, copy.as_ref())?;
                 run.end = entry.end();
             }
             upper = upper.checked_sub(usize::from(entry.size)).ok_or(BAD_POINTER)?;
             run.begin = usize::from(entry.begin);
-            let pointer = self.line_pointer(entry.offset)?;
-            self.set_line_pointer(entry.offset, pointer.with_offset(upper))?;
+            let index = usize::from(entry.offset).saturating_sub(1);
+            let bytes = self.line_pointers_mut().get_mut(index).ok_or(BAD_POINTER)?;
+            *bytes = LinePointer::from_bytes(*bytes).with_offset(upper).0.to_le_bytes();
         }
         self.place(upper, &run, copy.as_ref())?;
         self.set_upper(upper);
         Ok(())
+    }
+
+    /// The bytes of `range` where they are in the page, zeros elsewhere.
+    fn copy_of(&self, range: Range<usize>) -> Result<[u8; PAGE_SIZE], RedoReason> {
+        let mut copy = [0; PAGE_SIZE];
+        let (from, to) = (self.bytes().get(range.clone()), copy.get_mut(range));
+        to.ok_or(BAD_POINTER)?.copy_from_slice(from.ok_or(BAD_POINTER)?);
+        Ok(copy)
     }
 
     fn place(
@@ -312,7 +331,7 @@ impl Page<'_> {
         copy: Option<&[u8; PAGE_SIZE]>,
     ) -> Result<(), RedoReason> {
         let length = run.end.checked_sub(run.begin).ok_or(BAD_POINTER)?;
-        if to == run.begin && copy.is_none() {
+        if to == run.begin {
             return Ok(());
         }
         match copy {
@@ -379,6 +398,19 @@ impl Kept {
         self.count += 1;
         self.total += size;
         Ok(())
+    }
+
+    /// How many of the first tuples lie where they belong, packed from `special` on, and where the next one does.
+    fn settled(&self, special: usize) -> (usize, usize) {
+        let mut upper = special;
+        let lie_right = self.entries().take_while(|entry| {
+            let right = entry.end() == upper;
+            if right {
+                upper = usize::from(entry.begin);
+            }
+            right
+        });
+        (lie_right.count(), upper)
     }
 
     fn entries(&self) -> impl Iterator<Item = &Entry> {

@@ -84,6 +84,11 @@ impl LinePointer {
     /// A free line pointer.
     pub const UNUSED: LinePointer = LinePointer(0);
 
+    /// From its bytes in a page.
+    pub const fn from_bytes(bytes: [u8; LINE_POINTER_SIZE]) -> Self {
+        LinePointer(u32::from_le_bytes(bytes))
+    }
+
     /// A line pointer of the given parts (15, 2 and 15 bits are kept).
     pub const fn new(offset: usize, state: PointerState, length: usize) -> Self {
         LinePointer(
@@ -280,6 +285,18 @@ impl<'a> Page<'a> {
     /// Number of line pointers, which is the highest offset number (`PageGetMaxOffsetNumber`).
     pub fn max_offset(&self) -> u16 {
         (self.lower().min(PAGE_SIZE).saturating_sub(HEADER_SIZE) / LINE_POINTER_SIZE) as u16
+    }
+
+    /// The bytes of all line pointers, in order.
+    pub fn line_pointers(&self) -> &[[u8; LINE_POINTER_SIZE]] {
+        let end = pointer_at(self.max_offset().saturating_add(1));
+        self.0.get(HEADER_SIZE..end).unwrap_or_default().as_chunks().0
+    }
+
+    /// As [`Page::line_pointers`], writable.
+    pub fn line_pointers_mut(&mut self) -> &mut [[u8; LINE_POINTER_SIZE]] {
+        let end = pointer_at(self.max_offset().saturating_add(1));
+        self.0.get_mut(HEADER_SIZE..end).unwrap_or_default().as_chunks_mut().0
     }
 
     /// The line pointer of an offset number, which counts from 1.

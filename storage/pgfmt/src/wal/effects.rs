@@ -107,10 +107,10 @@ pub enum Effect {
         field: ControlField,
         value: Bytes,
     },
-    /// Replication origin progress (`None`: dropped). Later progress may be lower only if an operator set it back.
+    /// What becomes of a replication origin's progress.
     Origin {
         id: u16,
-        remote_lsn: Option<u64>,
+        change: OriginChange,
     },
     /// A record that names a relation but cannot be handled and references no page.
     Unhandled {
@@ -119,6 +119,27 @@ pub enum Effect {
         info: u8,
         record: Bytes,
     },
+}
+
+/// How a record changes the progress of a replication origin (`replorigin_advance`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OriginChange {
+    /// A transaction was replayed up to there. Prepared ones end out of order, so this may be less than is known.
+    AtLeast(u64),
+    /// Set by hand, back as well.
+    Set(u64),
+    Dropped,
+}
+
+impl OriginChange {
+    /// The progress after the change; `None`: there is no such origin.
+    pub fn after(self, known: Option<u64>) -> Option<u64> {
+        match self {
+            OriginChange::AtLeast(lsn) => Some(known.map_or(lsn, |known| known.max(lsn))),
+            OriginChange::Set(lsn) => Some(lsn),
+            OriginChange::Dropped => None,
+        }
+    }
 }
 
 /// A database directory: `base/<database>` or its like in another tablespace.
@@ -153,14 +174,24 @@ pub enum EffectFault {
     Image(#[from] ImageError),
     #[error(transparent)]
     RelMap(#[from] RelMapError),
+    /// WAL.md E18. Stock recovery from an archive stops here too (`CheckRequiredParameterValues`).
+    #[error("the server goes on with wal_level minimal and no longer logs every change")]
+    MinimalWal,
 }
 
 /// A fault and the byte of the record where it is.
 type Located = (usize, EffectFault);
 
 impl EffectError {
+    /// Damage, or a server that is not for us.
     pub fn kind(&self) -> ErrorKind {
-        ErrorKind::Corrupt
+        match self.fault {
+            EffectFault::MinimalWal => ErrorKind::Invalid,
+            EffectFault::Malformed
+            | EffectFault::NoImage
+            | EffectFault::Image(_)
+            | EffectFault::RelMap(_) => ErrorKind::Corrupt,
+        }
     }
 }
 
@@ -228,7 +259,7 @@ fn main_effects(
     out: &mut Vec<Effect>,
 ) -> Result<(), EffectFault> {
     let parsed = match record.rmid {
-        rmgr::XLOG => xlog::xlog(state, record, main, major, out),
+        rmgr::XLOG => return xlog::xlog(state, record, main, major, out),
         rmgr::XACT => xact::xact(state, record, main, major, out),
         rmgr::SMGR => storage::smgr(record, main, out),
         rmgr::CLOG => slru::clog(state, record, main, major, out),

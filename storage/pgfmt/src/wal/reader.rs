@@ -12,7 +12,8 @@
 //!   [`WalDecoder::position`].
 //! - Memory is bounded by the bytes fed and not yet handed out, whatever a header claims.
 //!
-//! Records within one page share the decoder's buffer; records across pages are put together by a copy.
+//! Records within one page share the bytes fed or the decoder's copy of them; records across pages are put together by a
+//! copy.
 //! Facts: `access/transam/xlogreader.c`, in particular the treatment of continuation records that were never
 //! written and replaced (`XLP_FIRST_IS_OVERWRITE_CONTRECORD`).
 
@@ -31,7 +32,7 @@ use crate::{
     version::PgMajor,
 };
 
-/// Bytes allocated at once for input.
+/// Bytes allocated at first for a record across pages, however long it says it is.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// `RM_MAX_BUILTIN_ID`, the same in 15 to 18; custom resource managers begin at 128.
 const RMID_BUILTIN_MAX: u8 = 21;
@@ -46,7 +47,7 @@ const START_MAX: Lsn = Lsn(u64::MAX / 2);
 pub struct WalDecoder {
     major: PgMajor,
     /// Bytes fed and not consumed; the first is at `at`.
-    input: BytesMut,
+    input: Bytes,
     at: Lsn,
     fed_to: Lsn,
     position: Lsn,
@@ -88,7 +89,7 @@ impl WalDecoder {
         let bad = start != start.align_up() || in_header || start > START_MAX;
         WalDecoder {
             major,
-            input: BytesMut::with_capacity(BUFFER_BYTES),
+            input: Bytes::new(),
             at: start,
             fed_to: start,
             position: start,
@@ -118,7 +119,22 @@ impl WalDecoder {
     pub fn feed(&mut self, bytes: &[u8]) {
         self.fed_to = Lsn(self.fed_to.0.saturating_add(bytes.len() as u64));
         if self.failed.is_none() {
-            self.input.extend_from_slice(bytes);
+            let input = std::mem::take(&mut self.input).try_into_mut();
+            // Records that are still somewhere share the buffer: what is left of it moves to a new one.
+            let mut input = input.unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+            input.extend_from_slice(bytes);
+            self.input = input.freeze();
+        }
+    }
+
+    /// As [`WalDecoder::feed`], without a copy if all that was fed before is consumed.
+    pub fn feed_shared(&mut self, bytes: Bytes) {
+        if !self.input.is_empty() {
+            return self.feed(&bytes);
+        }
+        self.fed_to = Lsn(self.fed_to.0.saturating_add(bytes.len() as u64));
+        if self.failed.is_none() {
+            self.input = bytes;
         }
     }
 
@@ -161,7 +177,7 @@ impl WalDecoder {
                 }
                 Err(error) => {
                     self.failed = Some(error.clone());
-                    self.input = BytesMut::new();
+                    self.input = Bytes::new();
                     self.partial = None;
                     return Err(error);
                 }
@@ -271,7 +287,7 @@ impl WalDecoder {
         if self.input.len() < size {
             return Ok(Step::NeedsInput);
         }
-        let bytes = self.input.split_to(size).freeze();
+        let bytes = self.input.split_to(size);
         self.at = at + size as u64;
         self.finish_record(at, &header, bytes)
     }

@@ -176,16 +176,18 @@ impl Record {
     }
 }
 
-/// A block header before its data has been cut from the record's tail.
-struct BlockHead {
-    block: Block,
-    data_len: usize,
-    image_len: usize,
+/// Bytes that a block has in the record's tail, in this order.
+#[derive(Clone, Copy, Default)]
+struct Sizes {
+    image: u16,
+    data: u16,
 }
 
-/// All headers of a record.
+/// All headers of a record. The blocks are without their image's and their own data yet.
 struct Heads {
-    blocks: Vec<BlockHead>,
+    blocks: Vec<Block>,
+    /// As many as there are blocks, then zeros.
+    sizes: [Sizes; BLOCK_ID_MAX as usize + 1],
     toplevel_xid: Option<u32>,
     origin: Option<u16>,
     main_len: usize,
@@ -198,15 +200,12 @@ fn decode(major: PgMajor, raw: &RawRecord, rest: &mut Fields<'_>) -> Result<Reco
         return Err("length differs from the header's");
     }
     rest.at = RECORD_HEADER_SIZE;
-    let heads = read_heads(rest, &major.layout().image_flags)?;
-    let mut blocks = Vec::with_capacity(heads.blocks.len());
-    for head in heads.blocks {
-        let mut block = head.block;
+    let mut heads = read_heads(rest, &major.layout().image_flags)?;
+    for (block, sizes) in heads.blocks.iter_mut().zip(heads.sizes) {
         if let Some(image) = &mut block.image {
-            image.bytes = rest.part(&raw.bytes, head.image_len)?;
+            image.bytes = rest.part(&raw.bytes, usize::from(sizes.image))?;
         }
-        block.data = rest.part(&raw.bytes, head.data_len)?;
-        blocks.push(block);
+        block.data = rest.part(&raw.bytes, usize::from(sizes.data))?;
     }
     let main = rest.part(&raw.bytes, heads.main_len)?;
     if rest.left() > 0 {
@@ -223,13 +222,19 @@ fn decode(major: PgMajor, raw: &RawRecord, rest: &mut Fields<'_>) -> Result<Reco
         toplevel_xid: heads.toplevel_xid,
         origin: heads.origin,
         main,
-        blocks,
+        blocks: heads.blocks,
     })
 }
 
 /// Headers end with the main data's, or, in a record without main data, where the announced data begins.
 fn read_heads(rest: &mut Fields<'_>, flags: &ImageFlags) -> Result<Heads, &'static str> {
-    let mut heads = Heads { blocks: Vec::new(), toplevel_xid: None, origin: None, main_len: 0 };
+    let mut heads = Heads {
+        blocks: Vec::new(),
+        sizes: [Sizes::default(); BLOCK_ID_MAX as usize + 1],
+        toplevel_xid: None,
+        origin: None,
+        main_len: 0,
+    };
     let mut announced = 0_usize;
     while rest.left() > announced {
         match rest.u8()? {
@@ -244,11 +249,12 @@ fn read_heads(rest: &mut Fields<'_>, flags: &ImageFlags) -> Result<Heads, &'stat
             ID_ORIGIN => heads.origin = Some(rest.u16()?),
             ID_TOPLEVEL_XID => heads.toplevel_xid = Some(rest.u32()?),
             id if id <= BLOCK_ID_MAX => {
-                let before = heads.blocks.last().map(|head| &head.block);
-                let head = read_block(rest, id, before, flags)?;
+                let (block, sizes) = read_block(rest, id, heads.blocks.last(), flags)?;
                 // At most 33 blocks of at most 128 KiB: no overflow.
-                announced += head.data_len + head.image_len;
-                heads.blocks.push(head);
+                announced += usize::from(sizes.image) + usize::from(sizes.data);
+                let place = heads.sizes.get_mut(heads.blocks.len());
+                *place.ok_or("too many blocks")? = sizes;
+                heads.blocks.push(block);
             }
             _ => return Err("unknown fragment id"),
         }
@@ -261,13 +267,13 @@ fn read_block(
     id: u8,
     before: Option<&Block>,
     flags: &ImageFlags,
-) -> Result<BlockHead, &'static str> {
+) -> Result<(Block, Sizes), &'static str> {
     if before.is_some_and(|before| before.id >= id) {
         return Err("block ids do not ascend");
     }
     let fork_flags = rest.u8()?;
     let fork = Fork::try_from(fork_flags & BLOCK_FORK_MASK).map_err(|_| "unknown fork")?;
-    let data_len = usize::from(rest.u16()?);
+    let data_len = rest.u16()?;
     if (fork_flags & BLOCK_HAS_DATA != 0) != (data_len > 0) {
         return Err("block data flag and length differ");
     }
@@ -284,13 +290,13 @@ fn read_block(
     };
     let will_init = fork_flags & BLOCK_WILL_INIT != 0;
     let block = Block { id, rel, block: rest.u32()?, will_init, data: Bytes::new(), image };
-    Ok(BlockHead { block, data_len, image_len })
+    Ok((block, Sizes { image: image_len, data: data_len }))
 }
 
 fn read_image(
     rest: &mut Fields<'_>,
     flags: &ImageFlags,
-) -> Result<(BlockImage, usize), &'static str> {
+) -> Result<(BlockImage, u16), &'static str> {
     let len = rest.u16()?;
     let hole_offset = rest.u16()?;
     let info = rest.u8()?;
@@ -313,7 +319,7 @@ fn read_image(
     }
     let apply = info & flags.apply != 0;
     let image = BlockImage { apply, hole_offset, hole_length, compression, bytes: Bytes::new() };
-    Ok((image, usize::from(len)))
+    Ok((image, len))
 }
 
 fn compression_of(info: u8, flags: &ImageFlags) -> Result<ImageCompression, &'static str> {

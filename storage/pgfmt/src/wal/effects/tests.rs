@@ -199,7 +199,7 @@ fn a_prepared_commit_ends_the_transaction_inside_the_record() {
         slru(SlruKind::CommitTs, 40, time(vec![32766, 32767, 32768])),
         slru(SlruKind::Xact, 0, committed(vec![32766, 32767])),
         slru(SlruKind::Xact, 1, committed(vec![32768])),
-        Effect::Origin { id: 4, remote_lsn: Some(77) },
+        Effect::Origin { id: 4, change: OriginChange::AtLeast(77) },
         Effect::RelDrop(RelTag { relation: 999, ..REL }),
         Effect::TwoPhaseEnded { full_xid: 32766 },
         Effect::Ended { stamp: 5, committed: true },

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use treering_types::{Fork, RelTag};
 
-use super::{Effect, slru};
+use super::{Effect, OriginChange, slru};
 use crate::{
     cursor::Cursor,
     page::max_align,
@@ -187,9 +187,14 @@ pub(super) fn origin(
     let effect = match record.rmgr_info() {
         SET => {
             let remote_lsn = fields.u64()?;
-            Effect::Origin { id: fields.u16()?, remote_lsn: Some(remote_lsn) }
+            let (id, force) = (fields.u16()?, fields.u8()? != 0);
+            let change = match force {
+                true => OriginChange::Set(remote_lsn),
+                false => OriginChange::AtLeast(remote_lsn),
+            };
+            Effect::Origin { id, change }
         }
-        DROP => Effect::Origin { id: fields.u16()?, remote_lsn: None },
+        DROP => Effect::Origin { id: fields.u16()?, change: OriginChange::Dropped },
         _ => return None,
     };
     out.push(effect);
@@ -199,7 +204,7 @@ pub(super) fn origin(
 /// Progress noted by a transaction. Origin 0 is none, and progress never goes back this way: 0 is none either.
 fn origin_effect(id: u16, remote_lsn: u64) -> Option<Effect> {
     let progressed = id != 0 && remote_lsn != 0;
-    progressed.then_some(Effect::Origin { id, remote_lsn: Some(remote_lsn) })
+    progressed.then_some(Effect::Origin { id, change: OriginChange::AtLeast(remote_lsn) })
 }
 
 fn relations(fields: &mut Cursor<'_>) -> Option<Vec<RelTag>> {

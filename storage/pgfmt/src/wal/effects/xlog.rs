@@ -1,6 +1,6 @@
 //! Checkpoints, counters and settings (`catalog/pg_control.h`, `access/xlog_internal.h`, `storage/standbydefs.h`).
 
-use super::{Effect, slru};
+use super::{Effect, EffectFault, slru};
 use crate::{
     control::CheckPoint,
     cursor::Cursor,
@@ -16,10 +16,27 @@ const CHECKPOINT_ONLINE: u8 = 0x10;
 const NEXT_OID: u8 = 0x30;
 const PARAMETER_CHANGE: u8 = 0x60;
 const FULL_PAGE_WRITES_CHANGE: u8 = 0x80;
+/// `WAL_LEVEL_MINIMAL`.
+const WAL_LEVEL_MINIMAL: u32 = 0;
 
 /// Everything but the images of FPI records. Other records (NOOP, SWITCH, BACKUP_END, RESTORE_POINT,
 /// END_OF_RECOVERY, OVERWRITE_CONTRECORD, CHECKPOINT_REDO) change nothing that is kept.
 pub(super) fn xlog(
+    state: &mut ClusterState,
+    record: &Record,
+    fields: &mut Cursor<'_>,
+    major: PgMajor,
+    out: &mut Vec<Effect>,
+) -> Result<(), EffectFault> {
+    follow(state, record, fields, major, out).ok_or(EffectFault::Malformed)?;
+    let changed = record.rmgr_info() == PARAMETER_CHANGE;
+    if changed && state.parameters.wal_level == WAL_LEVEL_MINIMAL {
+        return Err(EffectFault::MinimalWal);
+    }
+    Ok(())
+}
+
+fn follow(
     state: &mut ClusterState,
     record: &Record,
     fields: &mut Cursor<'_>,
