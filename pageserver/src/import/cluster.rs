@@ -295,3 +295,55 @@ fn names(dir: &Path) -> Result<Vec<String>, ImportError> {
 fn numbered(dir: &Path) -> Result<Vec<u32>, ImportError> {
     Ok(names(dir)?.iter().filter_map(|name| name.parse().ok()).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use treering_engine::{Engine, EngineOptions, NewTenant};
+    use treering_fs::CrashFs;
+    use treering_types::TenantId;
+
+    use super::*;
+
+    /// A `pg_control` of 15 with what is checked: versions, state, sizes, CRC.
+    fn control(state: u32, wal_level: u32) -> Vec<u8> {
+        const CRC_OFFSET: usize = 288;
+        let fields = [
+            (8, 1300),
+            (12, 202209061),
+            (16, state),
+            (172, wal_level),
+            (216, 8192),
+            (220, SEGMENT_BLOCKS),
+            (224, 8192),
+            (228, 16 << 20),
+        ];
+        let mut file = vec![0; 8192];
+        for (at, value) in fields {
+            file[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
+        }
+        let crc = crc32c::crc32c(&file[..CRC_OFFSET]);
+        file[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&crc.to_le_bytes());
+        file
+    }
+
+    #[test]
+    fn clusters_that_are_not_for_us_are_refused() {
+        let folder = tempfile::tempdir().expect("folder");
+        let fs = Arc::new(CrashFs::new());
+        let engine = Engine::open(fs, Path::new("/e"), EngineOptions::default()).expect("engine");
+        let found = |state, wal_level, pg_major| {
+            let id = TenantId(rand::random());
+            let new = NewTenant { id, pg_major, system_id: 7 };
+            let tenant = engine.create_tenant(new).expect("tenant");
+            fs::create_dir_all(folder.path().join("global")).expect("global");
+            fs::write(folder.path().join(CONTROL_FILE_PATH), control(state, wal_level))
+                .expect("file");
+            read_control(&tenant, folder.path()).map(|control| control.wal_level())
+        };
+        let (shut_down, in_production) = (1, 6);
+        assert!(matches!(found(shut_down, 1, PgMajor::V15), Ok(1)));
+        assert!(matches!(found(shut_down, 0, PgMajor::V15), Err(ImportError::MinimalWal)));
+        assert!(matches!(found(in_production, 1, PgMajor::V15), Err(ImportError::NotShutDown)));
+        assert!(matches!(found(shut_down, 1, PgMajor::V17), Err(ImportError::OtherMajor { .. })));
+    }
+}

@@ -100,7 +100,7 @@ fn e11_commit_times_are_kept_while_tracking_is_on() {
                 if tracking {
                     // Nothing of an earlier time is left on the page that is made.
                     assert!(replica.page(&key).unwrap().iter().all(|byte| *byte == 0));
-                    first_used.insert(next % COMMIT_TIMES_PER_PAGE == 0);
+                    first_used.insert(next.is_multiple_of(COMMIT_TIMES_PER_PAGE));
                 }
             }
         }
