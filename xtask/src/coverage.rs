@@ -161,7 +161,7 @@ fn word(changes: Changes) -> &'static str {
 
 const INTRODUCTION: &str = "# Redo, judged by Postgres
 
-This file is generated: `make verify-redo` runs everything it counts and writes it.
+This file is generated: `make test-all` and `make verify-redo` run what it counts, the second writes it.
 
 Redo is native code (`storage/pgfmt/src/redo`, one folder per resource manager); stock Postgres is the judge of every
 byte. `cargo xtask verify-redo` replays a base and WAL that was written with `wal_consistency_checking = all`: after each
