@@ -6,15 +6,20 @@ use std::{
     os::unix::fs::chown,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::{Postgres, run};
 
 /// Names the socket file only.
 pub(crate) const PORT: &str = "5432";
+
+/// Longest wait for a server that is to end by itself.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(1800);
 
 /// A data directory and its server, gone when dropped. After a panic the folder is kept and its path printed.
 pub struct Cluster {
@@ -145,7 +150,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Runs the server until it ends by itself, as recovery with a target does.
+    /// Runs the server until it ends by itself, as recovery with a target does. One that hangs is killed.
     ///
     /// # Errors
     /// It ends in any other way than by a clean shutdown.
@@ -153,7 +158,20 @@ impl Cluster {
         let log = File::create(self.home.path().join("log"))?;
         let mut command = self.command("postgres")?;
         command.arg("-D").arg(self.data()).stdin(Stdio::null());
-        let status = command.stdout(log.try_clone()?).stderr(log).status()?;
+        let mut server = command.stdout(log.try_clone()?).stderr(log).spawn()?;
+        let deadline = Instant::now() + RECOVERY_LIMIT;
+        let status = loop {
+            if let Some(status) = server.try_wait()? {
+                break status;
+            }
+            if Instant::now() > deadline {
+                // The postmaster's death ends its children.
+                server.kill()?;
+                server.wait()?;
+                bail!("the server did not end within {RECOVERY_LIMIT:?}: {}", self.log());
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
         ensure!(status.success(), "the server ended with {status}: {}", self.log());
         Ok(())
     }
