@@ -16,10 +16,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use treering_bench::{
-    cpu::thread_time,
-    log::{Log, control_file},
-};
+use treering_bench::log::{Log, control_file};
 use treering_pgfmt::{
     change::PageChange,
     judge::difference,
@@ -151,6 +148,17 @@ impl Chain {
         self
     }
 
+    /// The same in memory of its own.
+    fn copied(&self) -> Chain {
+        let copy = |(lsn, bytes): &(Lsn, Bytes)| (*lsn, Bytes::copy_from_slice(bytes));
+        Chain {
+            key: self.key,
+            changes: self.changes.iter().map(copy).collect(),
+            wal_bytes: self.wal_bytes.clone(),
+            on_disk: self.on_disk.clone(),
+        }
+    }
+
     /// What the page server does for a page that nobody has cached.
     fn redo(&self) -> anyhow::Result<PageImage> {
         let mut page = Box::new([0; PAGE_SIZE]);
@@ -195,11 +203,11 @@ fn measure(name: &'static str, chain: &Chain, size: Size) -> anyhow::Result<Vec<
     Ok([latency].into_iter().chain(two_callers(name, chain, &label, window, rounds)).collect())
 }
 
-/// Redos a second of two callers, with the ratio to one; then the same by time on the cores.
+/// Redos a second of two callers with a page each, with the ratio to one; then of two callers that want the same page at
+/// the same time, who share its stored bytes and so the counts of who holds them.
 ///
-/// Anything else that runs takes from the two what one would not miss. So the ratio by the clock is the best of several
-/// rounds, each the median of five pairs of measurements; that by time on the cores, the median of all pairs, says what
-/// the two cost each other (shared bytes, memory) and nothing of waiting for a core.
+/// The ratio is the median of several rounds, each the median of five pairs of measurements: anything else that runs
+/// takes from the two what one would not miss.
 fn two_callers(
     name: &'static str,
     chain: &Chain,
@@ -207,55 +215,41 @@ fn two_callers(
     window: Duration,
     rounds: usize,
 ) -> [Report; 2] {
-    let (mut by_clock, mut by_core) = (Spread::default(), Spread::default());
-    let (mut rounds_by_clock, mut pairs_by_core) = (Spread::default(), Spread::default());
-    for _ in 0..rounds {
-        let mut round = Spread::default();
-        for _ in 0..5 {
-            let (one, two) = (throughput(chain, 1, window), throughput(chain, 2, window));
-            by_clock.push(two.by_clock / 1e3);
-            by_core.push(two.by_core / 1e3);
-            round.push(two.by_clock / one.by_clock);
-            pairs_by_core.push(two.by_core / one.by_core);
+    [true, false].map(|own_pages| {
+        let (mut rates, mut ratios) = (Spread::default(), Spread::default());
+        for _ in 0..rounds {
+            let mut round = Spread::default();
+            for _ in 0..5 {
+                let one = throughput(chain, 1, own_pages, window);
+                let two = throughput(chain, 2, own_pages, window);
+                rates.push(two / 1e3);
+                round.push(two / one);
+            }
+            ratios.push(round.median());
         }
-        rounds_by_clock.push(round.median());
-    }
-    eprintln!("  two callers against one, by round: {rounds_by_clock}");
-    let report = |size, rates, ratio| Report {
-        ratio: Some(ratio),
-        ..Report::figure(name, size, "k redos/s", rates)
-    };
-    [
-        report(format!("{label}, 2 callers"), &by_clock, rounds_by_clock.highest()),
-        report(format!("{label}, 2 callers, cpu time"), &by_core, pairs_by_core.median()),
-    ]
+        let what = if own_pages { "a page each" } else { "the same page" };
+        eprintln!("  two callers, {what}, against one, by round: {ratios}");
+        let size = format!("{label}, 2 callers, {what}");
+        Report { ratio: Some(ratios.highest()), ..Report::figure(name, size, "k redos/s", &rates) }
+    })
 }
 
-/// Redos a second of all callers, by the clock and if each had had a core to itself.
-struct Rate {
-    by_clock: f64,
-    by_core: f64,
-}
-
-/// Of `callers` threads that share the stored bytes.
-fn throughput(chain: &Chain, callers: usize, window: Duration) -> Rate {
+/// Redos a second of `callers` threads, together.
+fn throughput(chain: &Chain, callers: usize, own_pages: bool, window: Duration) -> f64 {
     let barrier = Barrier::new(callers);
     thread::scope(|scope| {
         let caller = || {
+            let own = own_pages.then(|| chain.copied());
+            let chain = own.as_ref().unwrap_or(chain);
             barrier.wait();
-            let (began, on_core, mut redos) = (Instant::now(), thread_time(), 0_u32);
+            let (began, mut redos) = (Instant::now(), 0_u32);
             while began.elapsed() < window {
                 (0..16).for_each(|_| drop(black_box(black_box(chain).redo())));
                 redos += 16;
             }
-            let rate = |time: Duration| f64::from(redos) / time.as_secs_f64();
-            Rate { by_clock: rate(began.elapsed()), by_core: rate(thread_time() - on_core) }
+            f64::from(redos) / began.elapsed().as_secs_f64()
         };
         let callers: Vec<_> = (0..callers).map(|_| scope.spawn(caller)).collect();
-        let rates = callers.into_iter().map(|caller| caller.join().expect("no panic"));
-        rates.fold(Rate { by_clock: 0.0, by_core: 0.0 }, |sum, rate| Rate {
-            by_clock: sum.by_clock + rate.by_clock,
-            by_core: sum.by_core + rate.by_core,
-        })
+        callers.into_iter().map(|caller| caller.join().expect("no panic")).sum()
     })
 }
