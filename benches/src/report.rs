@@ -35,6 +35,10 @@ impl Spread {
     pub fn median(&self) -> f64 {
         self.0.get(self.0.len() / 2).copied().unwrap_or(f64::NAN)
     }
+
+    pub fn highest(&self) -> f64 {
+        self.0.last().copied().unwrap_or(f64::NAN)
+    }
 }
 
 impl fmt::Display for Spread {
