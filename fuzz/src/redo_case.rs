@@ -10,13 +10,17 @@
 //!
 //! What a page holds between its first and last bytes are zeros, so that a case stays small.
 
-use bytes::Bytes;
+use std::borrow::Cow;
+
 use treering_pgfmt::{
     change::{PageChange, PartBlock, RecordPart},
     page::{HEADER_SIZE, LinePointer, Page},
     redo::{self, rmgr},
     version::PgMajor,
-    wal::record::{Block, Record},
+    wal::{
+        pieces::RecordBytes,
+        record::{Block, Record},
+    },
 };
 use treering_types::{Fork, Lsn, PAGE_SIZE, PageImage, RelTag};
 
@@ -57,7 +61,7 @@ pub struct RedoCase {
     pub with_image: bool,
     /// Number of the page in its relation.
     pub page_number: u32,
-    pub part: RecordPart,
+    pub part: RecordPart<'static>,
     pub page: PageImage,
 }
 
@@ -78,8 +82,8 @@ impl RedoCase {
             will_init: flags & FLAG_WILL_INIT != 0,
             hints_logged: flags & FLAG_HINTS_LOGGED != 0,
             blocks: (0..blocks).map(|_| read_block(&mut input)).collect(),
-            data: Bytes::copy_from_slice(input.take(data)),
-            main: Bytes::copy_from_slice(input.take(main)),
+            data: input.take(data).to_vec().into(),
+            main: input.take(main).to_vec().into(),
         };
         let mut page: PageImage = Box::new([0; PAGE_SIZE]);
         let front = give(input.take(front), &mut page[..]);
@@ -117,10 +121,10 @@ impl RedoCase {
     }
 
     /// The change that meets `page`.
-    pub fn change(&self) -> PageChange {
+    pub fn change(&self) -> PageChange<'static> {
         let part = self.part.clone();
         if self.with_image {
-            PageChange::ImageThenRecord { image: self.page.clone(), part }
+            PageChange::ImageThenRecord(Box::new((self.page.clone().into(), part)))
         } else {
             PageChange::Record(part)
         }
@@ -134,9 +138,10 @@ impl RedoCase {
             rel: RelTag { tablespace: 1663, database: 5, relation: 16384, fork: Fork::Main },
             block: block.block,
             will_init: false,
-            data: Bytes::new(),
+            data: &[],
             image: None,
         });
+        let raw = RecordBytes::from(&[][..]);
         let record = Record {
             start: Lsn(0),
             end: Lsn(0),
@@ -146,13 +151,13 @@ impl RedoCase {
             info: part.info,
             toplevel_xid: None,
             origin: None,
-            main: part.main.clone(),
+            main: &part.main,
             blocks: blocks.collect(),
-            raw: Bytes::new(),
+            raw: &raw,
         };
-        let main = redo::main_for(&record, part.block_id);
+        let main = redo::main_for(&record, part.block_id).into_owned();
         assert!(main.len() <= part.main.len(), "cutting adds bytes");
-        RedoCase { part: RecordPart { main, ..part.clone() }, ..self.clone() }
+        RedoCase { part: RecordPart { main: main.into(), ..part.clone() }, ..self.clone() }
     }
 
     /// One part of the case is changed; the others stay valid.
@@ -270,7 +275,7 @@ fn ends_of(page: &[u8; PAGE_SIZE]) -> (&[u8], &[u8]) {
 }
 
 /// What libFuzzer does to bytes, and what lists and counts call for: repeated, a list of tuples is a longer list.
-fn mutate_bytes(bytes: &mut Bytes, noise: &mut Noise, mutate: Mutate) {
+fn mutate_bytes(bytes: &mut Cow<'static, [u8]>, noise: &mut Noise, mutate: Mutate) {
     let mut section = bytes.to_vec();
     match noise.below(12) {
         0 => repeat(&mut section, noise.pick(&[0, 1000, 8200])),
@@ -278,7 +283,7 @@ fn mutate_bytes(bytes: &mut Bytes, noise: &mut Noise, mutate: Mutate) {
         2..5 => put_count(&mut section, noise),
         _ => mutate_section(&mut section, SECTION_MAX, mutate),
     }
-    *bytes = Bytes::from(section);
+    *bytes = section.into();
 }
 
 /// At least once, and up to so many bytes.

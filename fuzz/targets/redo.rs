@@ -27,7 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
     let (before, rmid) = (Page::new(&mut case.page.clone()).lsn(), case.part.rmid);
     let mut page = case.page.clone();
     let key = Key::rel_block(REL, case.page_number);
-    let redo = |change: &PageChange, page: &mut [u8; PAGE_SIZE]| {
+    let redo = |change: &PageChange<'_>, page: &mut [u8; PAGE_SIZE]| {
         memory::bounded(BYTES_MAX, || redo::apply(case.major, &key, LSN, change, page))
     };
     match redo(&change, &mut page) {

@@ -49,7 +49,7 @@ fn decode(
     case: &WalCase,
     wal: &Wal,
     mut pieces: Option<Noise>,
-) -> (Vec<RawRecord>, Option<WalError>) {
+) -> (Vec<RawRecord<'static>>, Option<WalError>) {
     let mut rest = &wal.bytes[..];
     let mut found = Vec::new();
     let end = memory::bounded(DECODER_BYTES + 4 * wal.bytes.len(), || {
@@ -57,6 +57,7 @@ fn decode(
         loop {
             match decoder.next_record() {
                 Ok(Some(raw)) => {
+                    let raw = raw.into_owned();
                     assert!(raw.end <= decoder.fed_to() && decoder.position() == raw.end);
                     found.push(raw);
                 }
@@ -81,7 +82,7 @@ fn decode(
     (found, end)
 }
 
-fn take_apart(case: &WalCase, raw: &RawRecord, state: &mut ClusterState) {
+fn take_apart(case: &WalCase, raw: &RawRecord<'_>, state: &mut ClusterState) {
     let size = raw.bytes.len();
     let record = match Record::decode(case.major, raw) {
         Ok(record) => record,
@@ -101,11 +102,12 @@ fn take_apart(case: &WalCase, raw: &RawRecord, state: &mut ClusterState) {
 }
 
 /// What is stored comes back.
-fn check_effect(effect: &Effect) {
+fn check_effect(effect: &Effect<'_>) {
     if let Effect::Page { change, .. }
     | Effect::PageIfExists { change, .. }
     | Effect::Slru { change, .. } = effect
     {
-        assert_eq!(PageChange::decode(&change.encode()).as_ref(), Ok(change));
+        let encoded = change.encode();
+        assert_eq!(PageChange::decode(&encoded).as_ref(), Ok(change));
     }
 }

@@ -1,6 +1,7 @@
 //! Real records with a few bytes broken, applied to real pages: what random bytes seldom get as far as.
 
-use bytes::Bytes;
+use std::borrow::Cow;
+
 use treering_pgfmt::{
     change::{PageChange, RecordPart},
     judge::{Bases, Judge},
@@ -38,7 +39,7 @@ impl Mutants {
     }
 
     /// Breaks the record if its kind's turn has come. The judge's pages stay as they are.
-    pub fn try_some<B: Bases>(&mut self, judge: &Judge<B>, record: &Record) {
+    pub fn try_some<B: Bases>(&mut self, judge: &Judge<B>, record: &Record<'_>) {
         let seen = judge.tallies.get(&(record.rmid, record.info & 0xf0));
         let due = seen.is_some_and(|tally| tally.records % SAMPLE == 1 || tally.records < 8);
         if record.blocks.is_empty() || !due {
@@ -58,14 +59,14 @@ impl Mutants {
     fn try_kept<B: Bases>(
         &mut self,
         judge: &Judge<B>,
-        record: &Record,
+        record: &Record<'_>,
         key: &Key,
-        part: RecordPart,
+        part: RecordPart<'_>,
     ) {
         let Some(held) = judge.page(key).filter(|_| !part.hints_logged) else { return };
         let (mut by_part, mut by_whole) = (held.bytes.clone(), held.bytes.clone());
         let (rmid, info) = (record.rmid, record.info);
-        let kept = PageChange::Unhandled { rmid, info, record: record.raw.clone() };
+        let kept = PageChange::Unhandled { rmid, info, record: record.raw.whole().into() };
         let part = apply(self.major, key, record.end, &PageChange::Record(part), &mut by_part);
         let whole = apply(self.major, key, record.end, &kept, &mut by_whole);
         let same = part.is_ok() == whole.is_ok() && (part.is_err() || by_part == by_whole);
@@ -75,9 +76,9 @@ impl Mutants {
     fn try_one<B: Bases>(
         &mut self,
         judge: &Judge<B>,
-        record: &Record,
+        record: &Record<'_>,
         key: &Key,
-        part: &RecordPart,
+        part: &RecordPart<'_>,
     ) {
         let Some(held) = judge.page(key) else { return };
         let mut page = held.bytes.clone();
@@ -98,12 +99,12 @@ impl Mutants {
     }
 
     /// One to three bytes changed, or the end cut off.
-    fn broken(&mut self, bytes: &Bytes) -> Bytes {
+    fn broken(&mut self, bytes: &[u8]) -> Cow<'static, [u8]> {
         let mut bytes = bytes.to_vec();
         if bytes.is_empty() || self.below(5) == 0 {
             let keep = self.below(bytes.len() + 1);
             bytes.truncate(keep);
-            return Bytes::from(bytes);
+            return bytes.into();
         }
         for _ in 0..=self.below(3) {
             // The beginning holds counts and offsets.
@@ -111,6 +112,6 @@ impl Mutants {
             let at = self.below(reach);
             bytes[at] = self.below(256) as u8;
         }
-        Bytes::from(bytes)
+        bytes.into()
     }
 }

@@ -63,7 +63,7 @@ pub fn verify(input: &Input<'_>, mut watch: impl FnMut(&Replica, &Record)) -> Re
         faults.extend(check_counters(&replica, record));
         stored_bytes += replica.apply(record);
         if record.rmid == 0 && record.rmgr_info() <= 0x10 {
-            checkpoint = CheckPoint::decode(start.major, &record.main).map(|it| it.redo);
+            checkpoint = CheckPoint::decode(start.major, record.main).map(|it| it.redo);
         }
         watch(&replica, record);
         Ok(())
@@ -122,7 +122,7 @@ fn check_counters(replica: &Replica, record: &Record) -> Option<String> {
     if record.rmid != 0 || record.rmgr_info() != 0 {
         return None;
     }
-    let theirs = CheckPoint::decode(replica.major, &record.main)?;
+    let theirs = CheckPoint::decode(replica.major, record.main)?;
     let state = &replica.judge.state;
     let ours =
         state.checkpoint_for_start(theirs.this_tli, theirs.prev_tli, theirs.redo, theirs.time);

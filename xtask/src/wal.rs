@@ -54,7 +54,7 @@ pub fn for_each_record(
     major: PgMajor,
     dir: &Path,
     start: Lsn,
-    mut take: impl FnMut(&RawRecord, &Record) -> Result<()>,
+    mut take: impl FnMut(&RawRecord<'_>, &Record<'_>) -> Result<()>,
 ) -> Result<End> {
     let mut decoder = WalDecoder::new(major, start);
     let mut end = End { last_start: start, at: start, records: 0, reason: String::new() };

@@ -17,7 +17,7 @@ use treering_fuzz::{
     wal_case::{Content, Item, WalCase},
 };
 use treering_pgfmt::{
-    change::PageChange,
+    change::{PageChange, RecordPart},
     control::ControlFile,
     judge::Judge,
     redo::{self, rmgr, rmgr_name},
@@ -127,7 +127,7 @@ impl Maker<'_> {
         self.only.is_empty() || self.only.iter().any(|only| only.eq_ignore_ascii_case(name))
     }
 
-    fn take(&mut self, record: &Record) {
+    fn take(&mut self, record: &Record<'_>) {
         if self.wanted(record.rmid) {
             self.record(record);
             self.changes(record);
@@ -135,14 +135,14 @@ impl Maker<'_> {
         self.judge.judge(record);
     }
 
-    fn record(&mut self, record: &Record) {
+    fn record(&mut self, record: &Record<'_>) {
         let images = record.blocks.iter().filter_map(|block| block.image.as_ref());
         let mut packed = "";
         for image in images {
             packed = if image.apply { "-image" } else { "-check" };
             let method = image.compression as u8;
             let [offset, length] = [image.hole_offset, image.hole_length].map(u16::to_le_bytes);
-            let seed = [&[method][..], &offset, &length, &image.bytes].concat();
+            let seed = [&[method][..], &offset, &length, &image.bytes.join()].concat();
             self.offer("image", &format!("{:?}", image.compression).to_lowercase(), seed);
         }
         if packed == "-check" || record.raw.len() > SEED_MAX {
@@ -153,7 +153,7 @@ impl Maker<'_> {
             rmid: record.rmid,
             info: record.info,
             xid: record.xid,
-            body: record.raw[RECORD_HEADER_SIZE..].to_vec(),
+            body: record.raw.whole()[RECORD_HEADER_SIZE..].to_vec(),
         };
         let content = Content::Records(vec![item]);
         let case = WalCase {
@@ -178,7 +178,7 @@ impl Maker<'_> {
         }
     }
 
-    fn changes(&mut self, record: &Record) {
+    fn changes(&mut self, record: &Record<'_>) {
         let mut state = self.judge.state.clone();
         for effect in effects(&mut state, record, self.major).unwrap_or_default() {
             match effect {
@@ -193,13 +193,13 @@ impl Maker<'_> {
         }
     }
 
-    fn change(&mut self, record: &Record, key: &Key, change: PageChange) {
+    fn change(&mut self, record: &Record<'_>, key: &Key, change: PageChange<'_>) {
         self.offer("page_change", tag_name(&change), change.encode().to_vec());
         let before = self.judge.page(key).filter(|held| held.readable);
         let before = before.map_or_else(|| Box::new([0; PAGE_SIZE]), |held| held.bytes.clone());
         let (part, with_image, page) = match change.clone() {
             PageChange::Record(part) => (part, false, before),
-            PageChange::ImageThenRecord { image, part } => (part, true, image),
+            PageChange::ImageThenRecord(both) => (both.1, true, both.0.to_page()),
             _ => return,
         };
         let mut after = page.clone();
@@ -211,6 +211,17 @@ impl Maker<'_> {
         let name =
             format!("{}-block{}{init}{image}", kind_name(part.rmid, part.info), part.block_id);
         let page_number = key.block();
+        let part = RecordPart {
+            rmid: part.rmid,
+            info: part.info,
+            xid: part.xid,
+            block_id: part.block_id,
+            will_init: part.will_init,
+            hints_logged: part.hints_logged,
+            blocks: part.blocks,
+            data: part.data.into_owned().into(),
+            main: part.main.into_owned().into(),
+        };
         let case = RedoCase { major: self.major, with_image, page_number, part, page };
         self.offer("redo", &name, case.write());
     }
@@ -237,7 +248,7 @@ fn kind_name(rmid: u8, info: u8) -> String {
     format!("{}-{info:02x}", rmgr_name(rmid).to_lowercase())
 }
 
-fn tag_name(change: &PageChange) -> &'static str {
+fn tag_name(change: &PageChange<'_>) -> &'static str {
     match change {
         PageChange::Image(_) => "image",
         PageChange::Zero => "zero",
@@ -249,7 +260,7 @@ fn tag_name(change: &PageChange) -> &'static str {
         PageChange::MultiOffsets(_) => "multi-offsets",
         PageChange::MultiMembers(_) => "multi-members",
         PageChange::ZeroMultiOffsets => "zero-multi-offsets",
-        PageChange::ImageThenRecord { .. } => "image-then-record",
+        PageChange::ImageThenRecord(_) => "image-then-record",
         PageChange::Unhandled { .. } => "unhandled",
     }
 }

@@ -2,20 +2,25 @@
 //!
 //! The encoding (tag byte first) is a disk format: see `docs/formats/page-change.md`.
 
-use bytes::{BufMut, Bytes};
-use treering_types::{ErrorKind, PAGE_SIZE, PageImage};
+use std::borrow::Cow;
 
-use crate::{cursor::Cursor, redo::rmgr};
+use bytes::{BufMut, Bytes};
+use smallvec::SmallVec;
+use treering_types::{ErrorKind, PAGE_SIZE};
+
+use crate::{cursor::Cursor, redo::rmgr, wal::image::Image};
 
 /// A change to one page. `encode`/`decode` are total on well-formed values; decoding hostile bytes is an error.
+///
+/// Whatever is long is borrowed, from a record or from the stored form: a change is made, applied or encoded, and gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PageChange {
+pub enum PageChange<'a> {
     /// The whole page; its LSN already set. No older version is needed.
-    Image(PageImage),
+    Image(Image<'a>),
     /// All zeros. No older version is needed.
     Zero,
     /// The part of a WAL record that concerns this page.
-    Record(RecordPart),
+    Record(RecordPart<'a>),
     /// Visibility-map bits of one heap block cleared by a heap record without a block reference
     /// (`visibilitymap_clear`): `bits` is 1 (all-visible), 2 (all-frozen) or 3. The page LSN stays.
     VisibilityClear { heap_block: u32, bits: u8 },
@@ -33,15 +38,17 @@ pub enum PageChange {
     ZeroMultiOffsets,
     /// The image of a record whose redo goes on after restoring it: what it changes then is not in the image
     /// (WAL.md E8). No older version is needed.
-    ImageThenRecord { image: PageImage, part: RecordPart },
+    ///
+    /// Boxed because it is rare and long.
+    ImageThenRecord(Box<(Image<'a>, RecordPart<'a>)>),
     /// A record that the version which stored it could not redo, whole: the page is unreadable from here on until an
     /// image, or until a version that has redo for the resource manager reads it.
-    Unhandled { rmid: u8, info: u8, record: Bytes },
+    Unhandled { rmid: u8, info: u8, record: Cow<'a, [u8]> },
 }
 
 /// What redo of one page needs of a WAL record: not the data of the other blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecordPart {
+pub struct RecordPart<'a> {
     pub rmid: u8,
     pub info: u8,
     pub xid: u32,
@@ -52,20 +59,23 @@ pub struct RecordPart {
     /// VISIBLE also moves the heap page's LSN (WAL.md E10). State of the WAL, kept here so that redo stays pure.
     pub hints_logged: bool,
     /// Every block reference of the record: id and block number (redo uses the *numbers* of the others).
-    pub blocks: Vec<PartBlock>,
+    pub blocks: PartBlocks,
     /// Block data of this page.
-    pub data: Bytes,
+    pub data: Cow<'a, [u8]>,
     /// Main data of the record; for SP-GiST, whose records keep every page's tuples there, only what this page
     /// needs (`redo::main_for`).
-    pub main: Bytes,
+    pub main: Cow<'a, [u8]>,
 }
 
-impl RecordPart {
+impl RecordPart<'_> {
     /// The number of block `id` of the record, if it has such a block.
     pub fn block_number(&self, id: u8) -> Option<u32> {
         self.blocks.iter().find(|block| block.id == id).map(|block| block.block)
     }
 }
+
+/// Few records have more block references than are kept in place.
+pub type PartBlocks = SmallVec<[PartBlock; 4]>;
 
 /// A block reference of the record that a [`RecordPart`] was cut from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,11 +126,11 @@ const FLAG_HINTS_LOGGED: u8 = 0x02;
 /// In a block id byte: ids end at 32 (`XLR_MAX_BLOCK_ID`), so the high bit is free.
 const BLOCK_HAS_DATA: u8 = 0x80;
 
-impl PageChange {
+impl<'a> PageChange<'a> {
     /// No older version of the page is needed to apply this.
     pub fn is_base(&self) -> bool {
         match self {
-            PageChange::Image(_) | PageChange::Zero | PageChange::ImageThenRecord { .. } => true,
+            PageChange::Image(_) | PageChange::Zero | PageChange::ImageThenRecord(_) => true,
             PageChange::Record(part) => part.will_init,
             PageChange::VisibilityClear { .. }
             | PageChange::VisibilityTruncate { .. }
@@ -137,9 +147,8 @@ impl PageChange {
     pub fn resource_manager(&self) -> (u8, u8) {
         match self {
             PageChange::Image(_) | PageChange::Zero => (rmgr::XLOG, 0xb0),
-            PageChange::Record(part) | PageChange::ImageThenRecord { part, .. } => {
-                (part.rmid, part.info)
-            }
+            PageChange::Record(part) => (part.rmid, part.info),
+            PageChange::ImageThenRecord(both) => (both.1.rmid, both.1.info),
             PageChange::VisibilityClear { .. } => (rmgr::HEAP, 0),
             PageChange::VisibilityTruncate { .. } => (rmgr::SMGR, 0x20),
             PageChange::XactStatus { .. } | PageChange::CommitTime { .. } => (rmgr::XACT, 0),
@@ -156,7 +165,7 @@ impl PageChange {
             PageChange::Image(image) => {
                 out.reserve_exact(PAGE_SIZE + 1);
                 out.put_u8(tag::IMAGE);
-                out.put_slice(&image[..]);
+                put_image(image, &mut out);
             }
             PageChange::Zero => out.put_u8(tag::ZERO),
             PageChange::Record(part) => {
@@ -199,10 +208,11 @@ impl PageChange {
                 }
             }
             PageChange::ZeroMultiOffsets => out.put_u8(tag::ZERO_MULTI_OFFSETS),
-            PageChange::ImageThenRecord { image, part } => {
+            PageChange::ImageThenRecord(both) => {
+                let (image, part) = &**both;
                 out.reserve(PAGE_SIZE);
                 out.put_u8(tag::IMAGE_THEN_RECORD);
-                out.put_slice(&image[..]);
+                put_image(image, &mut out);
                 encode_part(part, &mut out);
             }
             PageChange::Unhandled { rmid, info, record } => {
@@ -213,11 +223,11 @@ impl PageChange {
         Bytes::from(out)
     }
 
-    /// Reads the disk form; variable parts share `bytes`.
+    /// Reads the disk form; variable parts borrow `bytes`.
     ///
     /// # Errors
     /// [`ChangeError`] for anything `encode` does not write.
-    pub fn decode(bytes: &Bytes) -> Result<PageChange, ChangeError> {
+    pub fn decode(bytes: &'a [u8]) -> Result<PageChange<'a>, ChangeError> {
         let mut fields = Cursor::new(bytes);
         let tag = fields.u8().ok_or(ChangeError::Empty)?;
         if !(tag::IMAGE..=tag::IMAGE_THEN_RECORD).contains(&tag) {
@@ -231,7 +241,7 @@ impl PageChange {
     }
 }
 
-fn decode_tagged(tag: u8, fields: &mut Cursor<'_>) -> Option<PageChange> {
+fn decode_tagged<'a>(tag: u8, fields: &mut Cursor<'a>) -> Option<PageChange<'a>> {
     Some(match tag {
         tag::IMAGE => PageChange::Image(page_image(fields)?),
         tag::ZERO => PageChange::Zero,
@@ -266,18 +276,26 @@ fn decode_tagged(tag: u8, fields: &mut Cursor<'_>) -> Option<PageChange> {
         }
         tag::ZERO_MULTI_OFFSETS => PageChange::ZeroMultiOffsets,
         tag::IMAGE_THEN_RECORD => {
-            PageChange::ImageThenRecord { image: page_image(fields)?, part: decode_part(fields)? }
+            PageChange::ImageThenRecord(Box::new((page_image(fields)?, decode_part(fields)?)))
         }
         tag::UNHANDLED => {
-            PageChange::Unhandled { rmid: fields.u8()?, info: fields.u8()?, record: fields.rest() }
+            let (rmid, info) = (fields.u8()?, fields.u8()?);
+            PageChange::Unhandled { rmid, info, record: Cow::Borrowed(fields.rest()) }
         }
         _ => return None,
     })
 }
 
-fn page_image(fields: &mut Cursor<'_>) -> Option<PageImage> {
-    let image: Box<[u8]> = fields.slice(PAGE_SIZE)?.as_ref().into();
-    image.try_into().ok()
+fn put_image(image: &Image<'_>, out: &mut Vec<u8>) {
+    let begin = out.len();
+    out.resize(begin + PAGE_SIZE, 0);
+    if let Some(page) = out.last_chunk_mut::<PAGE_SIZE>() {
+        image.copy_to(page);
+    }
+}
+
+fn page_image<'a>(fields: &mut Cursor<'a>) -> Option<Image<'a>> {
+    fields.slice(PAGE_SIZE)?.first_chunk().map(Image::whole)
 }
 
 fn remaining_words(fields: &mut Cursor<'_>) -> Option<Vec<u32>> {
@@ -288,7 +306,7 @@ fn remaining_words(fields: &mut Cursor<'_>) -> Option<Vec<u32>> {
     Some(words)
 }
 
-fn encode_part(part: &RecordPart, out: &mut Vec<u8>) {
+fn encode_part(part: &RecordPart<'_>, out: &mut Vec<u8>) {
     let will_init = if part.will_init { FLAG_WILL_INIT } else { 0 };
     let hints_logged = if part.hints_logged { FLAG_HINTS_LOGGED } else { 0 };
     out.put_slice(&[part.rmid, part.info, will_init | hints_logged, part.block_id]);
@@ -304,13 +322,13 @@ fn encode_part(part: &RecordPart, out: &mut Vec<u8>) {
     out.put_slice(&part.main);
 }
 
-fn decode_part(fields: &mut Cursor<'_>) -> Option<RecordPart> {
+fn decode_part<'a>(fields: &mut Cursor<'a>) -> Option<RecordPart<'a>> {
     let (rmid, info, flags, block_id) = (fields.u8()?, fields.u8()?, fields.u8()?, fields.u8()?);
     if flags & !(FLAG_WILL_INIT | FLAG_HINTS_LOGGED) != 0 {
         return None;
     }
     let xid = fields.u32()?;
-    let mut blocks = Vec::new();
+    let mut blocks = PartBlocks::new();
     for _ in 0..fields.u8()? {
         let (id, block) = (fields.u8()?, fields.u32()?);
         blocks.push(PartBlock {
@@ -328,8 +346,8 @@ fn decode_part(fields: &mut Cursor<'_>) -> Option<RecordPart> {
         will_init: flags & FLAG_WILL_INIT != 0,
         hints_logged: flags & FLAG_HINTS_LOGGED != 0,
         blocks,
-        data: fields.slice(usize::from(data_len))?,
-        main: fields.rest(),
+        data: Cow::Borrowed(fields.slice(usize::from(data_len))?),
+        main: Cow::Borrowed(fields.rest()),
     })
 }
 

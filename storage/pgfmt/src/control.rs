@@ -20,6 +20,7 @@
 use treering_types::{ErrorKind, Lsn, WAL_PAGE_SIZE, WAL_SEGMENT_SIZE};
 
 use crate::{
+    crc::crc32c,
     le::{array_at, i64_at, u8_at, u32_at, u64_at},
     version::PgMajor,
     wal::encode::CHECKPOINT_SIZE,
@@ -248,7 +249,7 @@ impl ControlFile {
     }
 
     fn crc(&self) -> u32 {
-        crc32c::crc32c(&self.bytes[..self.major.layout().control_crc_offset])
+        crc32c(&self.bytes[..self.major.layout().control_crc_offset])
     }
 
     fn u32(&self, at: usize) -> u32 {

@@ -1,23 +1,21 @@
-//! A cursor over shared bytes: Postgres's C structs field after field, little-endian and bounds-checked.
+//! A cursor over bytes: Postgres's C structs field after field, little-endian and bounds-checked.
 //!
-//! Every reader answers `None` past the end of the bytes: nothing here can panic on hostile input. Slices share
+//! Every reader answers `None` past the end of the bytes: nothing here can panic on hostile input. Slices borrow
 //! the bytes they come from.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)]
-
-use bytes::Bytes;
 
 use crate::le;
 
 /// Reads fields one after another.
 pub(crate) struct Cursor<'a> {
-    bytes: &'a Bytes,
+    bytes: &'a [u8],
     /// Never past the end.
     at: usize,
 }
 
 impl<'a> Cursor<'a> {
-    pub(crate) fn new(bytes: &'a Bytes) -> Cursor<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Cursor<'a> {
         Cursor { bytes, at: 0 }
     }
 
@@ -68,15 +66,15 @@ impl<'a> Cursor<'a> {
         Some(())
     }
 
-    /// The next `size` bytes, shared.
-    pub(crate) fn slice(&mut self, size: usize) -> Option<Bytes> {
+    /// The next `size` bytes.
+    pub(crate) fn slice(&mut self, size: usize) -> Option<&'a [u8]> {
         let begin = self.at;
         self.skip(size)?;
-        Some(self.bytes.slice(begin..self.at))
+        self.bytes.get(begin..self.at)
     }
 
     /// Bytes up to a NUL, which is consumed too.
-    pub(crate) fn c_string(&mut self) -> Option<Bytes> {
+    pub(crate) fn c_string(&mut self) -> Option<&'a [u8]> {
         let length = self.bytes.get(self.at..)?.iter().position(|byte| *byte == 0)?;
         let text = self.slice(length)?;
         self.skip(1)?;
@@ -84,8 +82,8 @@ impl<'a> Cursor<'a> {
     }
 
     /// Everything not read yet.
-    pub(crate) fn rest(&mut self) -> Bytes {
-        let rest = self.bytes.slice(self.at..);
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
         self.at = self.bytes.len();
         rest
     }

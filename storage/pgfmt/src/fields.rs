@@ -26,12 +26,12 @@ impl<'a> Fields<'a> {
     }
 
     /// Starts at the first byte of the record's main data.
-    pub fn main(part: &'a RecordPart) -> Self {
+    pub fn main(part: &'a RecordPart<'_>) -> Self {
         Fields { section: Section::Main, ..Fields::new(&part.main) }
     }
 
     /// Starts at the first byte of the block's data.
-    pub fn data(part: &'a RecordPart) -> Self {
+    pub fn data(part: &'a RecordPart<'_>) -> Self {
         Fields { section: Section::Data, ..Fields::new(&part.data) }
     }
 

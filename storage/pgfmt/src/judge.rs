@@ -20,7 +20,7 @@ use crate::{
     redo::{self, RedoError, RedoReason, rmgr, rmgr_name},
     version::PgMajor,
     wal::{
-        effects::{DatabaseDir, Effect, EffectError, effects},
+        effects::{DatabaseDir, Effect, EffectError, Effects, effects},
         image::ImageError,
         record::{Block, Record},
         state::ClusterState,
@@ -140,11 +140,11 @@ impl<B: Bases> Judge<B> {
     }
 
     /// Applies one record and compares the pages it carries images of. Returns what else the record does.
-    pub fn judge(&mut self, record: &Record) -> Vec<Effect> {
+    pub fn judge<'a>(&mut self, record: &'a Record<'_>) -> Effects<'a> {
         self.tally(record).records += 1;
         let effects = effects(&mut self.state, record, self.major).unwrap_or_else(|error| {
             self.findings.push(error.into());
-            Vec::new()
+            Effects::new()
         });
         effects.iter().for_each(|effect| self.apply(record, effect));
         for block in &record.blocks {
@@ -153,12 +153,12 @@ impl<B: Bases> Judge<B> {
         effects
     }
 
-    fn tally(&mut self, record: &Record) -> &mut Tally {
+    fn tally(&mut self, record: &Record<'_>) -> &mut Tally {
         let mask = if record.rmid == rmgr::XACT { 0x70 } else { 0xf0 };
         self.tallies.entry((record.rmid, record.info & mask)).or_default()
     }
 
-    fn apply(&mut self, record: &Record, effect: &Effect) {
+    fn apply(&mut self, record: &Record<'_>, effect: &Effect<'_>) {
         match effect {
             Effect::Page { rel, block, change } => {
                 self.change(record, Key::rel_block(*rel, *block), change);
@@ -194,7 +194,7 @@ impl<B: Bases> Judge<B> {
         }
     }
 
-    fn change(&mut self, record: &Record, key: Key, change: &PageChange) {
+    fn change(&mut self, record: &Record<'_>, key: Key, change: &PageChange<'_>) {
         let held = match self.pages.remove(&key) {
             Some(held) => held,
             None => {
@@ -206,7 +206,7 @@ impl<B: Bases> Judge<B> {
         self.pages.insert(key, held);
     }
 
-    fn changed(&mut self, record: &Record, key: &Key, change: &PageChange, held: Held) -> Held {
+    fn changed(&mut self, record: &Record<'_>, key: &Key, change: &PageChange, held: Held) -> Held {
         let mut bytes = held.bytes;
         let heals = change.is_base();
         let tally = self.tally(record);
@@ -294,7 +294,7 @@ impl<B: Bases> Judge<B> {
         self.logged.remove(&dir);
     }
 
-    fn compare(&mut self, record: &Record, block: &Block) {
+    fn compare(&mut self, record: &Record<'_>, block: &Block<'_>) {
         let Some(image) = block.image.as_ref().filter(|image| !image.apply) else {
             return;
         };
@@ -307,7 +307,7 @@ impl<B: Bases> Judge<B> {
             return;
         };
         let theirs = match image.restore_at(record.end) {
-            Ok(theirs) => theirs,
+            Ok(theirs) => theirs.to_page(),
             Err(error) => {
                 let (start, block_id) = (record.start, block.id);
                 return self.findings.push(Finding::Image { start, block_id, error });

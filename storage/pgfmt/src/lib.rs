@@ -8,6 +8,7 @@
 pub mod change;
 pub mod checksum;
 pub mod control;
+pub mod crc;
 mod cursor;
 pub mod fields;
 pub mod item;

@@ -14,6 +14,7 @@
 use treering_types::ErrorKind;
 
 use crate::{
+    crc::crc32c,
     le::u32_at,
     version::{Layout, PgMajor},
 };
@@ -64,7 +65,7 @@ impl RelMap {
         let crc_offset = crc_offset(major.layout());
         let covered = bytes.get(..crc_offset).unwrap_or(&[]);
         let map = RelMap::parse_unchecked(major, bytes)?;
-        let crc = crc32c::crc32c(covered);
+        let crc = crc32c(covered);
         if u32_at(bytes, crc_offset) == Some(crc) { Ok(map) } else { Err(RelMapError::Checksum) }
     }
 
@@ -111,7 +112,7 @@ impl RelMap {
             out.extend_from_slice(&relation.to_le_bytes());
         }
         out.resize(crc_offset(layout), 0);
-        let crc = crc32c::crc32c(&out);
+        let crc = crc32c(&out);
         out.extend_from_slice(&crc.to_le_bytes());
         out.resize(layout.rel_map_size, 0);
         Ok(out)
@@ -132,7 +133,7 @@ pub fn file_from_record(major: PgMajor, bytes: &[u8]) -> Result<Vec<u8>, RelMapE
     RelMap::parse_unchecked(major, bytes)?;
     let at = crc_offset(major.layout());
     let mut out = bytes.get(..at).unwrap_or(&[]).to_vec();
-    let crc = crc32c::crc32c(&out);
+    let crc = crc32c(&out);
     out.extend_from_slice(&crc.to_le_bytes());
     out.resize(major.layout().rel_map_size, 0);
     Ok(out)

@@ -5,7 +5,7 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic))]
 
-use crate::version::PgMajor;
+use crate::{crc::crc32c, version::PgMajor};
 
 /// The directory below the data directory.
 pub const DIRECTORY: &str = "pg_twophase";
@@ -31,7 +31,7 @@ pub fn parse_file_name(major: PgMajor, name: &str) -> Option<u64> {
 
 /// The file's bytes: the PREPARE record's main data and its CRC-32C.
 pub fn file_bytes(main_data: &[u8]) -> Vec<u8> {
-    let crc = crc32c::crc32c(main_data);
+    let crc = crc32c(main_data);
     let mut out = Vec::with_capacity(main_data.len() + 4);
     out.extend_from_slice(main_data);
     out.extend_from_slice(&crc.to_le_bytes());
@@ -41,7 +41,7 @@ pub fn file_bytes(main_data: &[u8]) -> Vec<u8> {
 /// The PREPARE record's main data of a file, if its CRC is right.
 pub fn main_data_of(file: &[u8]) -> Option<&[u8]> {
     let (main_data, crc) = file.split_last_chunk::<4>()?;
-    (crc32c::crc32c(main_data) == u32::from_le_bytes(*crc)).then_some(main_data)
+    (crc32c(main_data) == u32::from_le_bytes(*crc)).then_some(main_data)
 }
 
 #[cfg(test)]

@@ -109,7 +109,7 @@ fn counters_are_those_of_crash_recovery() {
                 return;
             }
             checkpoints += 1;
-            let theirs = CheckPoint::decode(crash.scene.major, &record.main).unwrap();
+            let theirs = CheckPoint::decode(crash.scene.major, record.main).unwrap();
             let state = &replica.judge.state;
             let ours = state.checkpoint_for_start(
                 theirs.this_tli,

@@ -118,7 +118,7 @@ insert into h select generate_series(201, 400);
             let Some(block) = block.filter(|it| is(record, rmid, info) && has_image(it)) else {
                 continue;
             };
-            let image = block.image.as_ref().unwrap().restore_at(record.end).unwrap();
+            let image = block.image.as_ref().unwrap().restore_at(record.end).unwrap().to_page();
             let page = replica.page(&Key::rel_block(block.rel, block.block)).unwrap();
             seen += 1;
             changed += usize::from(page != image);

@@ -19,19 +19,20 @@ use xtask::standby;
 
 use super::{
     handmade::{Ref, body, rel},
-    scene::{Hints, cluster, read_control, records, script, template},
+    scene::{Hints, cluster, kept, read_control, records, script, template},
 };
 
 const CUSTOM: u8 = 200;
 
 /// A record as a server would have written it.
-fn record(major: PgMajor, rmid: u8, body: &[u8]) -> Record {
+fn record(major: PgMajor, rmid: u8, body: &[u8]) -> Record<'static> {
     let at = Lsn(0x200_2028);
     let raw = encode::record(900, Lsn(0x200_2000), 0x10, rmid, body);
     let laid_out = encode::lay_out(&Origin { major, tli: 1, system_id: 1 }, at, &raw);
     let mut decoder = WalDecoder::new(major, at);
     decoder.feed(&laid_out.bytes);
-    Record::decode(major, &decoder.next_record().unwrap().unwrap()).unwrap()
+    let raw = decoder.next_record().unwrap().unwrap();
+    kept(major, &Record::decode(major, &raw).unwrap())
 }
 
 /// A page that an extension's resource manager has changed cannot be read, and the error names the manager; an image
@@ -66,7 +67,8 @@ fn e17_custom_resource_managers_make_a_page_unreadable() {
         assert!(text.contains("custom (rmid 200)") && text.contains("not handled"), "{text}");
 
         // What it does without a page is kept as well: nobody knows what it is.
-        let found = judge.judge(&record(major, CUSTOM, &body(&[], b"main")));
+        let pageless = record(major, CUSTOM, &body(&[], b"main"));
+        let found = judge.judge(&pageless);
         assert!(matches!(found[..], [Effect::Unhandled { rel: None, rmid: CUSTOM, .. }]));
 
         // A later record of our own does not make it readable.

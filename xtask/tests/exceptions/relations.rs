@@ -19,7 +19,7 @@ use super::{
 const GLOBAL: DatabaseDir = DatabaseDir { tablespace: 1664, database: 0 };
 
 /// The effects of every record, in order.
-fn all_effects(scene: &Scene) -> Vec<Effect> {
+fn all_effects(scene: &Scene) -> Vec<Effect<'_>> {
     let mut state = scene.replica().judge.state;
     let each = |record| effects(&mut state, record, scene.major).unwrap();
     scene.records.iter().flat_map(each).collect()

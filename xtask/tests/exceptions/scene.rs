@@ -16,7 +16,7 @@ use treering_pgfmt::{
     version::PgMajor,
     wal::{
         encode::{SyntheticCheckpoint, synthetic_checkpoint},
-        record::{Block, Record},
+        record::{Block, RawRecord, Record},
         state::ClusterState,
     },
 };
@@ -189,7 +189,7 @@ fn slru_page(data: &Path, kind: SlruKind, page: u32) {
 pub struct Scene {
     pub major: PgMajor,
     pub base: PathBuf,
-    pub records: Vec<Record>,
+    pub records: Vec<Record<'static>>,
     pub report: Report,
     /// What the server that wrote the WAL left, where there was one.
     pub primary: Option<Primary>,
@@ -223,10 +223,11 @@ impl Scene {
     }
 
     fn judge_until(base: &Path, wal: &Path, until: Option<Lsn>) -> Scene {
+        let major = read_control(base).major();
         let mut records = Vec::new();
         let input = Input { base, wal, standby: true, until };
-        let report = verify(&input, |_, record| records.push(record.clone())).unwrap();
-        let (major, base) = (report.major, base.to_owned());
+        let report = verify(&input, |_, record| records.push(kept(major, record))).unwrap();
+        let base = base.to_owned();
         Scene { major, base, records, report, primary: None }
     }
 
@@ -262,7 +263,7 @@ impl Scene {
         self.of_type(rmid, info).count()
     }
 
-    pub fn of_type(&self, rmid: u8, info: u8) -> impl Iterator<Item = &Record> {
+    pub fn of_type(&self, rmid: u8, info: u8) -> impl Iterator<Item = &Record<'static>> {
         let mask = if rmid == rmgr::XACT { 0x70 } else { 0xf0 };
         self.records.iter().filter(move |it| it.rmid == rmid && it.info & mask == info)
     }
@@ -295,13 +296,20 @@ pub fn script_in(cluster: &Cluster, database: &str, text: &str) {
     cluster.script(database, text).unwrap();
 }
 
+/// The record with bytes that stay until the test's end.
+pub fn kept(major: PgMajor, record: &Record<'_>) -> Record<'static> {
+    let bytes = record.raw.to_vec().into();
+    let raw = RawRecord { start: record.start, end: record.end, bytes };
+    Record::decode(major, Box::leak(Box::new(raw))).unwrap()
+}
+
 /// What a server wrote after `base`.
-pub fn records(base: &Path, wal: &Path) -> Vec<Record> {
+pub fn records(base: &Path, wal: &Path) -> Vec<Record<'static>> {
     let control = read_control(base);
     let mut found = Vec::new();
     let end =
         wal::for_each_record(control.major(), wal, control.checkpoint_start(), |_, record| {
-            found.push(record.clone());
+            found.push(kept(control.major(), record));
             Ok(())
         });
     end.unwrap();

@@ -7,7 +7,7 @@ use crate::{change::RecordPart, fields::Fields, page::Page};
 
 pub(super) fn redo(
     ctx: &Context<'_>,
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
     let mut fields = Fields::data(part);
@@ -24,6 +24,8 @@ pub(super) fn redo(
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use treering_types::{Fork, Key, Lsn, PAGE_SIZE, RelTag};
 
     use super::*;
@@ -40,9 +42,9 @@ mod tests {
             block_id: 0,
             will_init: false,
             hints_logged: false,
-            blocks: Vec::new(),
-            data: bytes::Bytes::from_static(data),
-            main: bytes::Bytes::new(),
+            blocks: Default::default(),
+            data: Cow::Borrowed(data),
+            main: Cow::Borrowed(&[]),
         };
         redo(&ctx, &part, &mut Page::new(bytes))
     }

@@ -47,7 +47,7 @@ pub(super) mod record_flag {
 /// Applies a heap record to the page that `part.block_id` names.
 pub(super) fn redo(
     ctx: &Context<'_>,
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
     if part.info & INIT_PAGE != 0 && part.block_id == 0 {
@@ -68,11 +68,11 @@ pub(super) fn redo(
 }
 
 /// Block number of this part's own page.
-pub(super) fn own_block(part: &RecordPart) -> Result<u32, RedoReason> {
+pub(super) fn own_block(part: &RecordPart<'_>) -> Result<u32, RedoReason> {
     part.block_number(part.block_id).ok_or(RedoReason::Malformed("part of a block not listed"))
 }
 
-fn insert(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn insert(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     let offset = main.u16()?;
     let flags = main.u8()?;
@@ -102,7 +102,7 @@ fn nonzero(offset: u16) -> Result<u16, RedoReason> {
     if offset == 0 { Err(RedoReason::Malformed("tuple offset 0")) } else { Ok(offset) }
 }
 
-fn delete(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn delete(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     let xmax = main.u32()?;
     let offset = main.u16()?;
@@ -139,7 +139,7 @@ struct Update {
 }
 
 impl Update {
-    fn read(part: &RecordPart, hot: bool) -> Result<Self, RedoReason> {
+    fn read(part: &RecordPart<'_>, hot: bool) -> Result<Self, RedoReason> {
         let new_block = part.block_number(0);
         let new_block = new_block.ok_or(RedoReason::Malformed("update without its new page"))?;
         let mut main = Fields::main(part);
@@ -156,7 +156,7 @@ impl Update {
 }
 
 /// Block 0 is the page of the new tuple; block 1 that of the old one, absent when they are the same.
-fn update(part: &RecordPart, hot: bool, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn update(part: &RecordPart<'_>, hot: bool, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let record = Update::read(part, hot)?;
     let same_page = part.block_number(1).is_none();
     match part.block_id {
@@ -169,7 +169,11 @@ fn update(part: &RecordPart, hot: bool, page: &mut Page<'_>) -> Result<(), RedoR
     }
 }
 
-fn update_old(part: &RecordPart, record: &Update, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn update_old(
+    part: &RecordPart<'_>,
+    record: &Update,
+    page: &mut Page<'_>,
+) -> Result<(), RedoReason> {
     let mut header = Header::of(page, record.old_offset)?;
     header.replace_xmax_bits(record.old_infobits);
     header.set_hot_updated(record.hot);
@@ -185,7 +189,7 @@ fn update_old(part: &RecordPart, record: &Update, page: &mut Page<'_>) -> Result
 
 /// The new tuple may borrow the beginning and the end of the old one's data when both share a page.
 fn update_new(
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     record: &Update,
     same_page: bool,
     page: &mut Page<'_>,
@@ -226,7 +230,7 @@ fn update_new(
 }
 
 /// A speculative insertion became real.
-fn confirm(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn confirm(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let offset = Fields::main(part).u16()?;
     let block = own_block(part)?;
     Header::of(page, offset)?.set_ctid(Tid { block, offset });
@@ -241,13 +245,13 @@ struct Lock {
 }
 
 impl Lock {
-    fn read(part: &RecordPart) -> Result<Self, RedoReason> {
+    fn read(part: &RecordPart<'_>) -> Result<Self, RedoReason> {
         let mut main = Fields::main(part);
         Ok(Lock { xmax: main.u32()?, offset: main.u16()?, infobits: main.u8()? })
     }
 }
 
-fn lock(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn lock(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let Lock { xmax, offset, infobits } = Lock::read(part)?;
     let block = own_block(part)?;
     let mut header = Header::of(page, offset)?;
@@ -262,7 +266,7 @@ fn lock(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
 }
 
 /// LOCK_UPDATED, of Heap2: an already updated version is locked; its chain link stays.
-pub(super) fn lock_updated(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn lock_updated(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let Lock { xmax, offset, infobits } = Lock::read(part)?;
     let mut header = Header::of(page, offset)?;
     header.replace_xmax_bits(infobits);
@@ -271,7 +275,7 @@ pub(super) fn lock_updated(part: &RecordPart, page: &mut Page<'_>) -> Result<(),
 }
 
 /// A tuple's data is overwritten by as many bytes, outside any transaction.
-fn inplace(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn inplace(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let offset = Fields::main(part).u16()?;
     let hoff = Header::of(page, offset)?.hoff();
     let data = page.item_mut(offset)?.get_mut(hoff..).unwrap_or_default();

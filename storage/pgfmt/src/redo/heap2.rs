@@ -34,7 +34,7 @@ mod operation {
 /// Applies a heap2 record to the page that `part.block_id` names.
 pub(super) fn redo(
     ctx: &Context<'_>,
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
     use operation::*;
@@ -60,7 +60,11 @@ pub(super) fn redo(
 /// Block 0 is the visibility map page, block 1 the heap page.
 ///
 /// The heap page's LSN moves only where hint bits are logged (WAL.md E10).
-fn visible(ctx: &Context<'_>, part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn visible(
+    ctx: &Context<'_>,
+    part: &RecordPart<'_>,
+    page: &mut Page<'_>,
+) -> Result<(), RedoReason> {
     if part.block_id != 0 {
         page.set_flags(flag::ALL_VISIBLE);
         if part.hints_logged {
@@ -75,7 +79,7 @@ fn visible(ctx: &Context<'_>, part: &RecordPart, page: &mut Page<'_>) -> Result<
     visibility::set(heap_block, main.u8()?, ctx.lsn, page)
 }
 
-fn multi_insert(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn multi_insert(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let init = part.info & heap::INIT_PAGE != 0;
     if init {
         page.init(0);

@@ -15,16 +15,15 @@ pub mod spgist;
 pub mod visibility;
 pub mod xlog;
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
-use bytes::Bytes;
 use treering_types::{Key, Lsn, PAGE_SIZE};
 
 use crate::{
     change::{PageChange, RecordPart},
     page::Page,
     version::PgMajor,
-    wal::{effects::change_of_kept, record::Record},
+    wal::{effects::apply_kept, record::Record},
 };
 
 /// Why a change could not be applied. The page it was for must not be served.
@@ -103,7 +102,7 @@ pub fn apply(
     major: PgMajor,
     key: &Key,
     lsn: Lsn,
-    change: &PageChange,
+    change: &PageChange<'_>,
     page: &mut [u8; PAGE_SIZE],
 ) -> Result<(), RedoError> {
     let ctx = Context { major, lsn, key };
@@ -115,15 +114,16 @@ pub fn apply(
 
 fn apply_change(
     ctx: &Context<'_>,
-    change: &PageChange,
+    change: &PageChange<'_>,
     page: &mut [u8; PAGE_SIZE],
 ) -> Result<(), RedoReason> {
     match change {
-        PageChange::Image(image) => page.copy_from_slice(&image[..]),
+        PageChange::Image(image) => image.copy_to(page),
         PageChange::Zero => page.fill(0),
         PageChange::Record(part) => return apply_record(ctx, part, page),
-        PageChange::ImageThenRecord { image, part } => {
-            page.copy_from_slice(&image[..]);
+        PageChange::ImageThenRecord(both) => {
+            let (image, part) = &**both;
+            image.copy_to(page);
             return redo_record(ctx, part, page);
         }
         PageChange::VisibilityClear { heap_block, bits } => {
@@ -141,8 +141,11 @@ fn apply_change(
         PageChange::ZeroMultiOffsets => slru::zero_multi_offsets(ctx.key.block(), page),
         PageChange::Unhandled { rmid, record, .. } if is_native(*rmid) => {
             let rel = ctx.key.rel().ok_or(RedoReason::Unhandled)?;
-            let change = change_of_kept(ctx.major, record, ctx.lsn, rel, ctx.key.block());
-            return apply_change(ctx, &change.ok_or(RedoReason::Unhandled)?, page);
+            let place = (rel, ctx.key.block());
+            let applied = apply_kept(ctx.major, record, ctx.lsn, place, |change| {
+                apply_change(ctx, change, page)
+            });
+            return applied.unwrap_or(Err(RedoReason::Unhandled));
         }
         PageChange::Unhandled { .. } => return Err(RedoReason::Unhandled),
     }
@@ -151,7 +154,7 @@ fn apply_change(
 
 fn apply_record(
     ctx: &Context<'_>,
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut [u8; PAGE_SIZE],
 ) -> Result<(), RedoReason> {
     if part.will_init {
@@ -164,7 +167,7 @@ fn apply_record(
 
 fn redo_record(
     ctx: &Context<'_>,
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut [u8; PAGE_SIZE],
 ) -> Result<(), RedoReason> {
     let page = &mut Page(page);
@@ -191,10 +194,10 @@ pub fn is_native(rmid: u8) -> bool {
 }
 
 /// The main data that redo of one block of `record` needs.
-pub fn main_for(record: &Record, block_id: u8) -> Bytes {
+pub fn main_for<'a>(record: &'a Record<'_>, block_id: u8) -> Cow<'a, [u8]> {
     match record.rmid {
         rmgr::SPGIST => spgist::main_for(record, block_id),
-        _ => record.main.clone(),
+        _ => Cow::Borrowed(record.main),
     }
 }
 
@@ -205,7 +208,7 @@ fn is_new(page: &[u8; PAGE_SIZE]) -> bool {
 
 /// Records that start from a missing page although they are not WILL_INIT: a visibility map comes into being
 /// by being set (WAL.md E3).
-fn builds_missing_page(part: &RecordPart) -> bool {
+fn builds_missing_page(part: &RecordPart<'_>) -> bool {
     part.rmid == rmgr::HEAP2 && part.info & 0x70 == 0x40 && part.block_id == 0
 }
 

@@ -11,7 +11,7 @@ const SPECIAL_SIZE: usize = 4;
 
 pub(super) fn redo(
     ctx: &Context<'_>,
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
     let is_log = part.info & 0xf0 == 0 && part.block_id == 0;
@@ -28,6 +28,8 @@ pub(super) fn redo(
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use treering_types::{Fork, Key, Lsn, PAGE_SIZE, RelTag};
 
     use super::*;
@@ -45,9 +47,9 @@ mod tests {
             block_id: 0,
             will_init: true,
             hints_logged: false,
-            blocks: Vec::new(),
-            data: bytes::Bytes::new(),
-            main: bytes::Bytes::from_static(&[7; 12 + 44]),
+            blocks: Default::default(),
+            data: Cow::Borrowed(&[]),
+            main: Cow::Borrowed(&[7; 12 + 44]),
         };
         let mut bytes = [0xff; PAGE_SIZE];
         redo(&ctx, &part, &mut Page::new(&mut bytes)).unwrap();
@@ -55,7 +57,7 @@ mod tests {
         assert_eq!((page.lower(), page.upper(), page.special()), (28, 8184 - 48, 8184));
         assert_eq!((page.item(1).unwrap(), page.lsn()), (&[7; 44][..], ctx.lsn));
         assert_eq!(page.u32_at(8184), Ok(0x1717));
-        part.main = bytes::Bytes::from_static(&[7; 11]);
+        part.main = Cow::Borrowed(&[7; 11]);
         assert!(redo(&ctx, &part, &mut Page::new(&mut bytes)).is_err());
     }
 }

@@ -14,7 +14,7 @@ pub(crate) const FPI: u8 = 0xb0;
 
 pub(super) fn redo(
     _ctx: &Context<'_>,
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     _page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
     match part.info & 0xf0 {

@@ -18,9 +18,12 @@ mod storage;
 mod xact;
 mod xlog;
 
-pub(crate) use self::blocks::change_of_kept;
+pub(crate) use self::blocks::apply_kept;
+
+use std::borrow::Cow;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use treering_types::{ControlField, ErrorKind, Lsn, RelTag, SlruKind};
 
 use super::{
@@ -38,24 +41,24 @@ use crate::{
 
 /// One effect of a record. Order within a record matters and is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum Effect<'a> {
     /// A page of a relation fork changes (the relation grows to hold it).
     Page {
         rel: RelTag,
         block: u32,
-        change: PageChange,
+        change: PageChange<'a>,
     },
     /// A page that only changes if it exists (derived visibility-map clears, E1: a missing map has no bits set).
     PageIfExists {
         rel: RelTag,
         block: u32,
-        change: PageChange,
+        change: PageChange<'a>,
     },
     /// An SLRU page changes.
     Slru {
         kind: SlruKind,
         page: u32,
-        change: PageChange,
+        change: PageChange<'a>,
     },
     /// A relation fork is created empty; one that exists is left alone.
     RelCreate(RelTag),
@@ -117,9 +120,12 @@ pub enum Effect {
         rel: Option<RelTag>,
         rmid: u8,
         info: u8,
-        record: Bytes,
+        record: Cow<'a, [u8]>,
     },
 }
+
+/// What one record does. Few records do more than is kept in place.
+pub type Effects<'a> = SmallVec<[Effect<'a>; 2]>;
 
 /// How a record changes the progress of a replication origin (`replorigin_advance`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,31 +206,71 @@ impl EffectError {
 ///
 /// # Errors
 /// [`EffectError`]; the state is then unchanged.
-pub fn effects(
+pub fn effects<'a>(
     state: &mut ClusterState,
-    record: &Record,
+    record: &'a Record<'_>,
     major: PgMajor,
-) -> Result<Vec<Effect>, EffectError> {
-    let mut after = state.clone();
-    let mut out = Vec::new();
-    let taken = take_apart(&mut after, record, major, &mut out);
-    taken.map_err(|(offset, fault)| EffectError {
-        start: record.start,
-        rmid: record.rmid,
-        rmgr: rmgr_name(record.rmid),
-        info: record.info,
-        offset,
-        fault,
-    })?;
-    if *state != after {
-        control_effects(state, &after, &mut out);
-        *state = after;
+) -> Result<Effects<'a>, EffectError> {
+    let before = Before::of(state, record.rmid);
+    let mut out = Effects::new();
+    match take_apart(state, record, major, &mut out) {
+        Ok(()) => {
+            before.control_effects(state, &mut out);
+            Ok(out)
+        }
+        Err((offset, fault)) => {
+            before.restore(state);
+            let (start, rmid, info) = (record.start, record.rmid, record.info);
+            Err(EffectError { start, rmid, rmgr: rmgr_name(rmid), info, offset, fault })
+        }
     }
-    Ok(out)
+}
+
+/// What a record may change of the state, as it was before.
+///
+/// Most records name a transaction and say nothing else about the cluster: a copy of the whole state for each of them
+/// would be a good part of taking them apart.
+enum Before {
+    NextXid(u64),
+    All(Box<ClusterState>),
+}
+
+impl Before {
+    fn of(state: &ClusterState, rmid: u8) -> Before {
+        match rmid {
+            rmgr::XLOG
+            | rmgr::XACT
+            | rmgr::CLOG
+            | rmgr::MULTIXACT
+            | rmgr::STANDBY
+            | rmgr::COMMIT_TS => Before::All(Box::new(state.clone())),
+            _ => Before::NextXid(state.next_xid),
+        }
+    }
+
+    fn restore(self, state: &mut ClusterState) {
+        match self {
+            Before::NextXid(next_xid) => state.next_xid = next_xid,
+            Before::All(before) => *state = *before,
+        }
+    }
+
+    fn control_effects(&self, after: &ClusterState, out: &mut Effects<'_>) {
+        match self {
+            Before::NextXid(next_xid) if *next_xid != after.next_xid => {
+                let value = after.encode(ControlField::NextXid);
+                out.extend(
+                    value.map(|value| Effect::Control { field: ControlField::NextXid, value }),
+                );
+            }
+            Before::All(before) if **before != *after => control_effects(before, after, out),
+            Before::NextXid(_) | Before::All(_) => {}
+        }
+    }
 }
 
 /// One effect for each field of the control state that differs.
-fn control_effects(before: &ClusterState, after: &ClusterState, out: &mut Vec<Effect>) {
+fn control_effects(before: &ClusterState, after: &ClusterState, out: &mut Effects<'_>) {
     for field in STATE_FIELDS {
         if !before.agrees(after, field)
             && let Some(value) = after.encode(field)
@@ -234,29 +280,29 @@ fn control_effects(before: &ClusterState, after: &ClusterState, out: &mut Vec<Ef
     }
 }
 
-fn take_apart(
+fn take_apart<'a>(
     state: &mut ClusterState,
-    record: &Record,
+    record: &'a Record<'_>,
     major: PgMajor,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'a>,
 ) -> Result<(), Located> {
     state.note_xid(record.xid);
     if let Some(xid) = record.toplevel_xid {
         state.note_xid(xid);
     }
     blocks::page_effects(state, record, out)?;
-    let mut main = Cursor::new(&record.main);
+    let mut main = Cursor::new(record.main);
     let taken = main_effects(state, record, &mut main, major, out);
-    taken.map_err(|fault| (record.offset_of(&record.main) + main.position(), fault))
+    taken.map_err(|fault| (record.offset_of(record.main) + main.position(), fault))
 }
 
 /// What the main data says; `main` is left where it stopped making sense.
-fn main_effects(
+fn main_effects<'a>(
     state: &mut ClusterState,
-    record: &Record,
+    record: &'a Record<'_>,
     main: &mut Cursor<'_>,
     major: PgMajor,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'a>,
 ) -> Result<(), EffectFault> {
     let parsed = match record.rmid {
         rmgr::XLOG => return xlog::xlog(state, record, main, major, out),

@@ -175,7 +175,7 @@ mod tests {
                 let raw = decoder.next_record().unwrap().unwrap();
                 assert_eq!((raw.start, raw.end), (wal.record_start, wal.end));
                 let record = Record::decode(major, &raw).unwrap();
-                assert_eq!(&record.main[..], wal.checkpoint);
+                assert_eq!(record.main, wal.checkpoint);
                 assert_eq!(record.main[..8], wal.record_start.0.to_le_bytes());
                 assert_eq!(raw.bytes.len(), 114);
             }

@@ -1,11 +1,16 @@
 //! Full-page images: packed bytes of a record to a page.
+//!
+//! An [`Image`] is a page that was not copied yet: it is once, to where the page is wanted.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic))]
 
 use treering_types::{ErrorKind, Lsn, PAGE_SIZE, PageImage};
 
-use super::record::{BlockImage, ImageCompression};
-use crate::{le::u16_at, pglz};
+use super::{
+    pieces::Pieces,
+    record::{BlockImage, ImageCompression},
+};
+use crate::{page::Page, pglz};
 
 /// An image that does not unpack to exactly one page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -26,16 +31,90 @@ impl ImageError {
     }
 }
 
-/// `pd_upper` of a page header; zero means that the page was never initialised.
-const PD_UPPER_OFFSET: usize = 14;
+/// A whole page, perhaps with a hole of zeros left out.
+#[derive(Clone, Debug)]
+pub struct Image<'a> {
+    /// As many as fill a page together with the hole, which is inside or at the end of them.
+    bytes: Bytes<'a>,
+    hole_offset: usize,
+    hole_length: usize,
+    /// Becomes the page's LSN, unless the page was never initialised.
+    lsn: Option<Lsn>,
+}
 
-impl BlockImage {
-    /// Unpacks the image: decompresses it and puts the hole back as zeros. The page LSN is the one the image
-    /// carries, usually stale: see [`BlockImage::restore_at`].
+#[derive(Clone, Debug)]
+enum Bytes<'a> {
+    Borrowed(Pieces<'a>),
+    Owned(Box<[u8]>),
+}
+
+impl Bytes<'_> {
+    fn pieces(&self) -> Pieces<'_> {
+        match self {
+            Bytes::Borrowed(pieces) => *pieces,
+            Bytes::Owned(bytes) => Pieces::from(&bytes[..]),
+        }
+    }
+}
+
+impl<'a> Image<'a> {
+    /// A page as it is.
+    pub fn whole(page: &'a [u8; PAGE_SIZE]) -> Image<'a> {
+        let bytes = Bytes::Borrowed(Pieces::from(&page[..]));
+        Image { bytes, hole_offset: 0, hole_length: 0, lsn: None }
+    }
+
+    fn with_hole(bytes: Bytes<'a>, hole_offset: u16, hole_length: u16) -> Option<Image<'a>> {
+        let (hole_offset, hole_length) = (usize::from(hole_offset), usize::from(hole_length));
+        let len = bytes.pieces().len();
+        let fits = len + hole_length == PAGE_SIZE && hole_offset <= len;
+        fits.then_some(Image { bytes, hole_offset, hole_length, lsn: None })
+    }
+
+    /// Copies the page to `page`, each byte written once. The page's checksum is stale.
+    pub fn copy_to(&self, page: &mut [u8; PAGE_SIZE]) {
+        let (before, after) = self.bytes.pieces().split_at(self.hole_offset);
+        let (front, rest) = page.split_at_mut(self.hole_offset);
+        let (hole, back) = rest.split_at_mut(self.hole_length);
+        before.copy_to(front);
+        hole.fill(0);
+        after.copy_to(back);
+        let mut page = Page::new(page);
+        if let Some(lsn) = self.lsn.filter(|_| !page.is_new()) {
+            page.set_lsn(lsn);
+        }
+    }
+
+    /// A copy.
+    pub fn to_page(&self) -> PageImage {
+        let mut page = Box::new([0; PAGE_SIZE]);
+        self.copy_to(&mut page);
+        page
+    }
+}
+
+impl From<PageImage> for Image<'_> {
+    fn from(page: PageImage) -> Self {
+        Image { bytes: Bytes::Owned(page), hole_offset: 0, hole_length: 0, lsn: None }
+    }
+}
+
+/// The same page, however it is kept.
+impl PartialEq for Image<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_page() == other.to_page()
+    }
+}
+
+impl Eq for Image<'_> {}
+
+impl<'a> BlockImage<'a> {
+    /// Unpacks the image: decompresses it. The page LSN is the one the image carries, usually stale: see
+    /// [`BlockImage::restore_at`].
     ///
     /// # Errors
     /// [`ImageError`] when the bytes do not make exactly one page. Never reads or writes beyond it.
-    pub fn restore(&self) -> Result<PageImage, ImageError> {
+    pub fn restore(&self) -> Result<Image<'a>, ImageError> {
         self.unpack().ok_or(ImageError {
             compression: self.compression,
             packed: self.bytes.len(),
@@ -45,61 +124,48 @@ impl BlockImage {
     }
 
     /// As [`BlockImage::restore`], with the page LSN set to `lsn` (the record's end) unless the page was never
-    /// initialised, as `XLogReadBufferForRedoExtended` does. The page's checksum is stale.
+    /// initialised, as `XLogReadBufferForRedoExtended` does.
     ///
     /// # Errors
     /// [`ImageError`].
-    pub fn restore_at(&self, lsn: Lsn) -> Result<PageImage, ImageError> {
-        let mut page = self.restore()?;
-        let is_new = u16_at(&page[..], PD_UPPER_OFFSET) == Some(0);
-        if let Some(page_lsn) = page.first_chunk_mut::<8>().filter(|_| !is_new) {
-            // PageXLogRecPtr: high half first, each half in native order.
-            *page_lsn = lsn.0.rotate_left(32).to_le_bytes();
-        }
-        Ok(page)
+    pub fn restore_at(&self, lsn: Lsn) -> Result<Image<'a>, ImageError> {
+        Ok(Image { lsn: Some(lsn), ..self.restore()? })
     }
 
-    fn unpack(&self) -> Option<PageImage> {
+    fn unpack(&self) -> Option<Image<'a>> {
+        let bytes = match self.compression {
+            ImageCompression::None => Bytes::Borrowed(self.bytes),
+            ImageCompression::Pglz | ImageCompression::Lz4 | ImageCompression::Zstd => {
+                Bytes::Owned(self.decompress()?.into())
+            }
+        };
+        Image::with_hole(bytes, self.hole_offset, self.hole_length)
+    }
+
+    fn decompress(&self) -> Option<Vec<u8>> {
         let size = PAGE_SIZE.checked_sub(usize::from(self.hole_length))?;
-        if self.compression == ImageCompression::None {
-            return self.with_hole(&self.bytes);
-        }
-        let mut unpacked = [0; PAGE_SIZE];
-        let target = unpacked.get_mut(..size)?;
-        match self.compression {
-            ImageCompression::None => {}
-            ImageCompression::Pglz => pglz::decompress(&self.bytes, target).ok()?,
+        let packed = self.bytes.join();
+        let mut unpacked = vec![0; size];
+        let count = match self.compression {
+            ImageCompression::None => return None,
+            ImageCompression::Pglz => {
+                pglz::decompress(&packed, &mut unpacked).ok()?;
+                size
+            }
             ImageCompression::Lz4 => {
-                let count = lz4_flex::block::decompress_into(&self.bytes, target).ok()?;
-                (count == size).then_some(())?;
+                lz4_flex::block::decompress_into(&packed, &mut unpacked).ok()?
             }
             ImageCompression::Zstd => {
-                let count = zstd::bulk::decompress_to_buffer(&self.bytes, target).ok()?;
-                (count == size).then_some(())?;
+                zstd::bulk::decompress_to_buffer(&packed[..], &mut unpacked[..]).ok()?
             }
-        }
-        self.with_hole(target)
-    }
-
-    /// A page of `bytes` and the hole between them, each byte written once.
-    fn with_hole(&self, bytes: &[u8]) -> Option<PageImage> {
-        let hole = usize::from(self.hole_length);
-        if bytes.len() + hole != PAGE_SIZE {
-            return None;
-        }
-        let (before, after) = bytes.split_at_checked(usize::from(self.hole_offset))?;
-        let mut page = Vec::with_capacity(PAGE_SIZE);
-        page.extend_from_slice(before);
-        page.resize(before.len() + hole, 0);
-        page.extend_from_slice(after);
-        page.into_boxed_slice().try_into().ok()
+        };
+        (count == size).then_some(unpacked)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
 
     fn page() -> PageImage {
         let mut page: PageImage = Box::new([0; PAGE_SIZE]);
@@ -109,9 +175,13 @@ mod tests {
         page
     }
 
-    fn image(compression: ImageCompression, bytes: Vec<u8>, hole: (u16, u16)) -> BlockImage {
+    fn image(
+        compression: ImageCompression,
+        bytes: Vec<u8>,
+        hole: (u16, u16),
+    ) -> BlockImage<'static> {
         let (hole_offset, hole_length) = hole;
-        let bytes = Bytes::from(bytes);
+        let bytes = Pieces::from(&*bytes.leak());
         BlockImage { apply: true, hole_offset, hole_length, compression, bytes }
     }
 
@@ -129,7 +199,7 @@ mod tests {
                 (ImageCompression::Zstd, zstd),
             ] {
                 let good = image(compression, packed.clone(), hole);
-                assert_eq!(good.restore().unwrap(), page, "{compression:?}");
+                assert_eq!(good.restore().unwrap().to_page(), page, "{compression:?}");
                 let mut short = packed;
                 short.pop();
                 assert!(image(compression, short, hole).restore().is_err(), "{compression:?}");
@@ -140,10 +210,10 @@ mod tests {
     #[test]
     fn lsn_is_set_high_half_first() {
         let page = image(ImageCompression::None, page().to_vec(), (0, 0));
-        let restored = page.restore_at(Lsn(0x1_0000_0002)).unwrap();
+        let restored = page.restore_at(Lsn(0x1_0000_0002)).unwrap().to_page();
         assert_eq!(restored[..8], [1, 0, 0, 0, 2, 0, 0, 0]);
         let new = image(ImageCompression::None, vec![0; PAGE_SIZE], (0, 0));
-        assert_eq!(new.restore_at(Lsn(7)).unwrap(), Box::new([0; PAGE_SIZE]));
+        assert_eq!(new.restore_at(Lsn(7)).unwrap().to_page(), Box::new([0; PAGE_SIZE]));
     }
 
     #[test]

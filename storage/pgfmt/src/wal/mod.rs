@@ -5,6 +5,7 @@ pub mod encode;
 pub mod error;
 pub mod image;
 pub mod page_header;
+pub mod pieces;
 pub mod reader;
 pub mod record;
 pub mod state;

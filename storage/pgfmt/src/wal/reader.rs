@@ -12,12 +12,14 @@
 //!   [`WalDecoder::position`].
 //! - Memory is bounded by the bytes fed and not yet handed out, whatever a header claims.
 //!
-//! Records within one page share the bytes fed or the decoder's copy of them; records across pages are put together by a
-//! copy.
+//! A record handed out borrows the bytes fed, or, when they came in several chunks, the decoder's one buffer in which it
+//! was put together: reading allocates nothing for a record. A long record that crosses pages stays in its pieces.
 //! Facts: `access/transam/xlogreader.c`, in particular the treatment of continuation records that were never
 //! written and replaced (`XLP_FIRST_IS_OVERWRITE_CONTRECORD`).
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic))]
+
+use std::ops::Range;
 
 use bytes::{Buf, Bytes, BytesMut};
 use treering_types::{Lsn, WAL_PAGE_SIZE, WAL_SEGMENT_SIZE};
@@ -25,15 +27,20 @@ use treering_types::{Lsn, WAL_PAGE_SIZE, WAL_SEGMENT_SIZE};
 use super::{
     error::{PageHeaderFault, WalError},
     page_header::{self, PageHeader},
-    record::{RECORD_HEADER_SIZE, RECORD_SIZE_MAX, RawRecord, RecordHeader, record_crc},
+    pieces::{RecordBytes, slices},
+    record::{RECORD_HEADER_SIZE, RECORD_SIZE_MAX, RawRecord, RecordHeader, pieces_crc},
 };
 use crate::{
     le::{u32_at, u64_at},
     version::PgMajor,
 };
 
-/// Bytes allocated at first for a record across pages, however long it says it is.
+/// Bytes kept for records across pages, however long the last one was or says it is.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// A record from here on is left in pieces where it crosses pages: most of it is an image, which need not be joined.
+const PIECES_MIN: u32 = 1024;
+/// Pieces for which room is kept, however many the last record came in.
+const PIECES_KEPT: usize = 1024;
 /// `RM_MAX_BUILTIN_ID`, the same in 15 to 18; custom resource managers begin at 128.
 const RMID_BUILTIN_MAX: u8 = 21;
 const RMID_CUSTOM_MIN: u8 = 128;
@@ -46,8 +53,9 @@ const START_MAX: Lsn = Lsn(u64::MAX / 2);
 #[derive(Debug)]
 pub struct WalDecoder {
     major: PgMajor,
-    /// Bytes fed and not consumed; the first is at `at`.
+    /// Bytes fed, of which the first `used` are consumed; the one after them is at `at`.
     input: Bytes,
+    used: usize,
     at: Lsn,
     fed_to: Lsn,
     position: Lsn,
@@ -57,27 +65,46 @@ pub struct WalDecoder {
     page_tli: Option<u32>,
     /// A record that began on a page before and is not complete.
     partial: Option<Partial>,
+    /// The bytes of a record that crosses pages or was complete before its filler came, unless they are in `pieces`.
+    joined: Vec<u8>,
+    /// Where the bytes of a record that crosses pages are in `input`, not empty, the first with the whole header.
+    pieces: Vec<Range<usize>>,
     /// Start of a broken record that the next record must name.
     broken: Option<Lsn>,
     /// A complete record whose padding or filler is still to come.
-    complete: Option<RawRecord>,
+    complete: Option<Complete>,
     failed: Option<WalError>,
 }
 
-/// A record that crosses a page boundary, as far as it was read.
+/// A record that crosses a page boundary; what was read of it is in `joined` or in `pieces`.
 #[derive(Debug)]
 struct Partial {
     start: Lsn,
     /// Bytes still missing.
     left: u32,
-    bytes: Vec<u8>,
+}
+
+/// A verified record.
+#[derive(Debug)]
+struct Complete {
+    start: Lsn,
+    end: Lsn,
+    place: Place,
+}
+
+/// Where a record's bytes are.
+#[derive(Debug)]
+enum Place {
+    Input(Range<usize>),
+    Pieces,
+    Joined,
 }
 
 /// What one step of the decoder came to.
 enum Step {
     Again,
     NeedsInput,
-    Found(RawRecord),
+    Found(Complete),
 }
 
 impl WalDecoder {
@@ -90,6 +117,7 @@ impl WalDecoder {
         WalDecoder {
             major,
             input: Bytes::new(),
+            used: 0,
             at: start,
             fed_to: start,
             position: start,
@@ -97,6 +125,8 @@ impl WalDecoder {
             system_id: None,
             page_tli: None,
             partial: None,
+            joined: Vec::new(),
+            pieces: Vec::new(),
             broken: None,
             complete: None,
             failed: bad.then_some(WalError::BadStart { at: start }),
@@ -119,8 +149,10 @@ impl WalDecoder {
     pub fn feed(&mut self, bytes: &[u8]) {
         self.fed_to = Lsn(self.fed_to.0.saturating_add(bytes.len() as u64));
         if self.failed.is_none() {
-            let input = std::mem::take(&mut self.input).try_into_mut();
-            // Records that are still somewhere share the buffer: what is left of it moves to a new one.
+            let mut input = std::mem::take(&mut self.input);
+            input.advance(std::mem::take(&mut self.used));
+            // What was fed shared may be in use elsewhere: what is left of it moves to a buffer of our own.
+            let input = input.try_into_mut();
             let mut input = input.unwrap_or_else(|shared| BytesMut::from(&shared[..]));
             input.extend_from_slice(bytes);
             self.input = input.freeze();
@@ -129,12 +161,12 @@ impl WalDecoder {
 
     /// As [`WalDecoder::feed`], without a copy if all that was fed before is consumed.
     pub fn feed_shared(&mut self, bytes: Bytes) {
-        if !self.input.is_empty() {
+        if !self.rest().is_empty() {
             return self.feed(&bytes);
         }
         self.fed_to = Lsn(self.fed_to.0.saturating_add(bytes.len() as u64));
         if self.failed.is_none() {
-            self.input = bytes;
+            (self.input, self.used) = (bytes, 0);
         }
     }
 
@@ -162,27 +194,59 @@ impl WalDecoder {
     ///
     /// # Errors
     /// [`WalError`]; final. [`WalError::EndOfWal`] means zeros where a record would start.
-    pub fn next_record(&mut self) -> Result<Option<RawRecord>, WalError> {
+    pub fn next_record(&mut self) -> Result<Option<RawRecord<'_>>, WalError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        loop {
+        let found = loop {
             match self.step() {
                 Ok(Step::Again) => {}
-                Ok(Step::NeedsInput) => return Ok(None),
-                Ok(Step::Found(record)) => {
-                    self.position = record.end;
-                    self.prev = Some(record.start);
-                    return Ok(Some(record));
+                Ok(Step::NeedsInput) => {
+                    self.join_pieces();
+                    return Ok(None);
                 }
+                Ok(Step::Found(record)) => break record,
                 Err(error) => {
                     self.failed = Some(error.clone());
-                    self.input = Bytes::new();
+                    (self.input, self.used) = (Bytes::new(), 0);
                     self.partial = None;
                     return Err(error);
                 }
             }
+        };
+        let Complete { start, end, place } = found;
+        self.position = end;
+        self.prev = Some(start);
+        let bytes = match place {
+            Place::Pieces => RecordBytes::cut(&self.input, &self.pieces),
+            Place::Input(_) | Place::Joined => self.front_at(&place).into(),
+        };
+        Ok(Some(RawRecord { start, end, bytes }))
+    }
+
+    /// The bytes of a record up to its first cut.
+    fn front_at(&self, place: &Place) -> &[u8] {
+        match place {
+            Place::Input(range) => self.input.get(range.clone()).unwrap_or_default(),
+            Place::Pieces => slices(&self.input, &self.pieces).next().unwrap_or_default(),
+            Place::Joined => &self.joined,
         }
+    }
+
+    /// Where what was read of a record that crosses pages is.
+    fn place_of_partial(&self) -> Place {
+        if self.pieces.is_empty() { Place::Joined } else { Place::Pieces }
+    }
+
+    /// More input will come in the place of this: what is in pieces is put together.
+    fn join_pieces(&mut self) {
+        slices(&self.input, &self.pieces).for_each(|piece| self.joined.extend_from_slice(piece));
+        self.pieces.clear();
+    }
+
+    /// Bytes fed and not consumed.
+    fn rest(&self) -> &[u8] {
+        self.input.get(self.used..).unwrap_or_default()
     }
 
     fn step(&mut self) -> Result<Step, WalError> {
@@ -200,17 +264,24 @@ impl WalDecoder {
 
     /// Consumes `count` bytes of input, of which there are as many.
     fn consume(&mut self, count: usize) {
-        self.input.advance(count);
+        self.used = self.used.saturating_add(count);
         self.at = self.at + count as u64;
     }
 
-    fn skip_to_end(&mut self, complete: RawRecord) -> Step {
+    fn skip_to_end(&mut self, mut complete: Complete) -> Step {
         let missing = complete.end.0.saturating_sub(self.at.0);
-        let count = self.input.len().min(usize::try_from(missing).unwrap_or(usize::MAX));
+        let count = self.rest().len().min(usize::try_from(missing).unwrap_or(usize::MAX));
         self.consume(count);
         if self.at == complete.end {
             return Step::Found(complete);
         }
+        if let Place::Input(range) = complete.place {
+            self.joined.clear();
+            self.pieces.clear();
+            self.pieces.push(range);
+        }
+        complete.place = Place::Joined;
+        self.join_pieces();
         self.complete = Some(complete);
         Step::NeedsInput
     }
@@ -218,7 +289,7 @@ impl WalDecoder {
     fn read_page_header(&mut self) -> Result<Step, WalError> {
         let page = self.at;
         let size = page_header::size_at(page);
-        let Some(bytes) = self.input.get(..size) else { return Ok(Step::NeedsInput) };
+        let Some(bytes) = self.rest().get(..size) else { return Ok(Step::NeedsInput) };
         if bytes.iter().all(|byte| *byte == 0) {
             let at = self.partial.as_ref().map_or(page, |partial| partial.start);
             return Err(WalError::EndOfWal { at });
@@ -267,9 +338,11 @@ impl WalDecoder {
     }
 
     fn begin_record(&mut self) -> Result<Step, WalError> {
+        // Those of a record that was handed out, or that its page called broken.
+        self.pieces.clear();
         let (at, room) = (self.at, self.page_room());
         let visible = room.min(RECORD_HEADER_SIZE);
-        let Some(head) = self.input.get(..visible) else { return Ok(Step::NeedsInput) };
+        let Some(head) = self.rest().get(..visible) else { return Ok(Step::NeedsInput) };
         let length = u32_at(head, 0).unwrap_or(0);
         if length == 0 && head.iter().all(|byte| *byte == 0) {
             return Err(WalError::EndOfWal { at });
@@ -279,34 +352,51 @@ impl WalDecoder {
         }
         let size = length as usize;
         if size > room {
-            let bytes = Vec::with_capacity(size.min(BUFFER_BYTES));
-            self.partial = Some(Partial { start: at, left: length, bytes });
+            self.joined.clear();
+            self.joined.shrink_to(BUFFER_BYTES);
+            self.pieces.shrink_to(PIECES_KEPT);
+            self.partial = Some(Partial { start: at, left: length });
             return Ok(Step::Again);
         }
         let header = self.check_header(at, head)?;
-        if self.input.len() < size {
+        if self.rest().len() < size {
             return Ok(Step::NeedsInput);
         }
-        let bytes = self.input.split_to(size);
-        self.at = at + size as u64;
-        self.finish_record(at, &header, bytes)
+        let begin = self.used;
+        self.consume(size);
+        self.finish_record(at, &header, Place::Input(begin..self.used))
     }
 
     fn continue_record(&mut self, mut partial: Partial) -> Result<Step, WalError> {
-        let count = self.page_room().min(self.input.len()).min(partial.left as usize);
-        let had_header = partial.bytes.len() >= RECORD_HEADER_SIZE;
-        partial.bytes.extend_from_slice(self.input.get(..count).unwrap_or(&[]));
+        let count = self.page_room().min(self.rest().len()).min(partial.left as usize);
+        let had_header = self.partial_front().len() >= RECORD_HEADER_SIZE;
+        let piece = self.used..self.used.saturating_add(count);
+        let may_begin = count >= RECORD_HEADER_SIZE
+            && partial.left >= PIECES_MIN
+            && self.joined.is_empty()
+            && self.broken.is_none();
+        if may_begin || !self.pieces.is_empty() {
+            self.pieces.extend((count > 0).then_some(piece));
+        } else {
+            self.joined.extend_from_slice(self.input.get(piece).unwrap_or_default());
+        }
         partial.left = partial.left.saturating_sub(count as u32);
         self.consume(count);
-        if !had_header && partial.bytes.len() >= RECORD_HEADER_SIZE {
-            self.check_header(partial.start, &partial.bytes)?;
+        let front = self.partial_front();
+        if !had_header && front.len() >= RECORD_HEADER_SIZE {
+            self.check_header(partial.start, front)?;
         }
         if partial.left > 0 {
             self.partial = Some(partial);
             return Ok(if count == 0 { Step::NeedsInput } else { Step::Again });
         }
-        let header = self.check_header(partial.start, &partial.bytes)?;
-        self.finish_record(partial.start, &header, partial.bytes.into())
+        let header = self.check_header(partial.start, front)?;
+        self.finish_record(partial.start, &header, self.place_of_partial())
+    }
+
+    /// What was read of a record that crosses pages, up to its first cut.
+    fn partial_front(&self) -> &[u8] {
+        self.front_at(&self.place_of_partial())
     }
 
     /// Checks what a header can say before the CRC is known. `head` has at least 24 bytes.
@@ -331,22 +421,28 @@ impl WalDecoder {
         &mut self,
         start: Lsn,
         header: &RecordHeader,
-        bytes: Bytes,
+        place: Place,
     ) -> Result<Step, WalError> {
-        if record_crc(&bytes) != header.crc {
+        let bytes = self.front_at(&place);
+        let more = match place {
+            Place::Pieces => self.pieces.get(1..).unwrap_or_default(),
+            Place::Input(_) | Place::Joined => &[],
+        };
+        if pieces_crc(bytes, slices(&self.input, more)) != header.crc {
             let (rmid, length) = (header.rmid, header.total_len);
             return Err(WalError::Checksum { at: start, rmid, length });
         }
-        if let Some(broken) = self.broken.take()
-            && !overwrites(header, &bytes, broken)
+        if let Some(broken) = self.broken
+            && !overwrites(header, bytes, broken)
         {
             return Err(WalError::Overwrite { at: start, broken });
         }
+        self.broken = None;
         let mut end = self.at.align_up();
         if header.is_switch() && end.segment_offset() != 0 {
             end = end.segment_start() + WAL_SEGMENT_SIZE;
         }
-        Ok(self.skip_to_end(RawRecord { start, end, bytes }))
+        Ok(self.skip_to_end(Complete { start, end, place }))
     }
 }
 

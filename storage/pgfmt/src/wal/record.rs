@@ -7,16 +7,22 @@
 //!  main data
 //! ```
 //!
-//! All parts of a [`Record`] share the record's own buffer: taking one apart copies nothing. A record whose
+//! All parts of a [`Record`] borrow the record's bytes: taking one apart copies and allocates nothing. A record whose
 //! parts do not add up to its length exactly is refused.
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic))]
 
-use bytes::Bytes;
+use std::iter;
+
+use smallvec::SmallVec;
 use treering_types::{Fork, Lsn, PAGE_SIZE, RelTag};
 
-use super::error::WalError;
+use super::{
+    error::WalError,
+    pieces::{Pieces, RecordBytes},
+};
 use crate::{
+    crc::crc32c_of,
     le::{array_at, u8_at, u32_at, u64_at},
     version::{ImageFlags, PgMajor},
 };
@@ -43,13 +49,20 @@ const BLOCK_SAME_REL: u8 = 0x80;
 
 /// One WAL record without page headers, its CRC verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RawRecord {
+pub struct RawRecord<'a> {
     /// First byte of the record header.
     pub start: Lsn,
     /// Position after the record, rounded up to 8; for an XLOG SWITCH the start of the next segment.
     pub end: Lsn,
     /// `xl_tot_len` bytes, header included.
-    pub bytes: Bytes,
+    pub bytes: RecordBytes<'a>,
+}
+
+impl RawRecord<'_> {
+    /// The same with bytes of its own.
+    pub fn into_owned(self) -> RawRecord<'static> {
+        RawRecord { start: self.start, end: self.end, bytes: self.bytes.into_owned() }
+    }
 }
 
 /// The fields of a record's first 24 bytes.
@@ -86,14 +99,19 @@ impl RecordHeader {
 /// The CRC-32C of a whole record: everything after the header, then the header up to the CRC field.
 /// `bytes` has at least 24 bytes; shorter input counts as empty.
 pub fn record_crc(bytes: &[u8]) -> u32 {
-    let body = bytes.get(RECORD_HEADER_SIZE..).unwrap_or(&[]);
-    let head = bytes.get(..RECORD_HEADER_SIZE - 4).unwrap_or(&[]);
-    crc32c::crc32c_append(crc32c::crc32c(body), head)
+    pieces_crc(bytes, [].into_iter())
+}
+
+/// As [`record_crc`], of a record that goes on in `more`.
+pub(super) fn pieces_crc<'a>(front: &'a [u8], more: impl Iterator<Item = &'a [u8]>) -> u32 {
+    let body = front.get(RECORD_HEADER_SIZE..).unwrap_or(&[]);
+    let head = front.get(..RECORD_HEADER_SIZE - 4).unwrap_or(&[]);
+    crc32c_of(iter::once(body).chain(more).chain(iter::once(head)))
 }
 
 /// A record taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct Record<'a> {
     pub start: Lsn,
     pub end: Lsn,
     /// Start of the record before (`xl_prev`).
@@ -105,35 +123,38 @@ pub struct Record {
     pub toplevel_xid: Option<u32>,
     pub origin: Option<u16>,
     /// The main data, possibly empty.
-    pub main: Bytes,
+    pub main: &'a [u8],
     /// Block references in record order (ids ascend).
-    pub blocks: Vec<Block>,
+    pub blocks: Blocks<'a>,
     /// The whole record as in [`RawRecord::bytes`]: kept for blocks this version cannot redo.
-    pub raw: Bytes,
+    pub raw: &'a RecordBytes<'a>,
 }
+
+/// Few records have more than two block references.
+pub type Blocks<'a> = SmallVec<[Block<'a>; 2]>;
 
 /// One block reference of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block {
+pub struct Block<'a> {
     pub id: u8,
     pub rel: RelTag,
     pub block: u32,
     /// `BKPBLOCK_WILL_INIT`: redo builds the page from nothing.
     pub will_init: bool,
     /// Block data, possibly empty.
-    pub data: Bytes,
-    pub image: Option<BlockImage>,
+    pub data: &'a [u8],
+    pub image: Option<BlockImage<'a>>,
 }
 
 /// A full-page image inside a record, still packed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlockImage {
+pub struct BlockImage<'a> {
     /// The image is to be restored by redo; otherwise it only serves `wal_consistency_checking`.
     pub apply: bool,
     pub hole_offset: u16,
     pub hole_length: u16,
     pub compression: ImageCompression,
-    pub bytes: Bytes,
+    pub bytes: Pieces<'a>,
 }
 
 /// How a full-page image is packed.
@@ -145,28 +166,95 @@ pub enum ImageCompression {
     Zstd,
 }
 
-impl Record {
+impl<'a> Record<'a> {
     /// Takes a record apart.
     ///
     /// # Errors
     /// [`WalError::Malformed`] when the parts contradict each other or the length.
-    pub fn decode(major: PgMajor, raw: &RawRecord) -> Result<Record, WalError> {
-        let mut rest = Fields { bytes: &raw.bytes, at: 0 };
-        decode(major, raw, &mut rest).map_err(|what| {
-            let rmid = RecordHeader::parse(&raw.bytes).map_or(0, |header| header.rmid);
-            WalError::Malformed { at: raw.start, rmid, offset: rest.at, what }
-        })
+    pub fn decode(major: PgMajor, raw: &'a RawRecord<'_>) -> Result<Record<'a>, WalError> {
+        let mut record = Record {
+            start: raw.start,
+            end: raw.end,
+            prev: Lsn::INVALID,
+            xid: 0,
+            rmid: 0,
+            info: 0,
+            toplevel_xid: None,
+            origin: None,
+            main: &[],
+            blocks: Blocks::new(),
+            raw: &raw.bytes,
+        };
+        let mut rest = Fields { bytes: &raw.bytes, front: raw.bytes.front(), at: 0 };
+        // Where `rest` stands after an error is where the fault is.
+        match record.read(&mut rest, &major.layout().image_flags) {
+            Ok(()) => Ok(record),
+            Err(what) => {
+                let (at, rmid) = (raw.start, record.rmid);
+                Err(WalError::Malformed { at, rmid, offset: rest.at, what })
+            }
+        }
+    }
+
+    /// Reads all of `rest`, the record's bytes.
+    fn read(&mut self, rest: &mut Fields<'a>, flags: &ImageFlags) -> Result<(), &'static str> {
+        let header = rest.bytes.part(0, RECORD_HEADER_SIZE).and_then(RecordHeader::parse);
+        let header = header.ok_or("shorter than its header")?;
+        (self.prev, self.xid) = (header.prev, header.xid);
+        (self.rmid, self.info) = (header.rmid, header.info);
+        if header.total_len as usize != rest.bytes.len() {
+            return Err("length differs from the header's");
+        }
+        rest.at = RECORD_HEADER_SIZE;
+        let mut sizes = SmallVec::new();
+        let main_len = self.read_heads(rest, &mut sizes, flags)?;
+        for (block, sizes) in self.blocks.iter_mut().zip(sizes) {
+            if let Some(image) = &mut block.image {
+                image.bytes = rest.pieces(usize::from(sizes.image))?;
+            }
+            block.data = rest.part(usize::from(sizes.data))?;
+        }
+        self.main = rest.part(main_len)?;
+        if rest.left() > 0 { Err("longer than its parts") } else { Ok(()) }
+    }
+
+    /// The headers after the first; answers with the length of the main data. The blocks are without their image's and
+    /// their own data yet, whose sizes come into `sizes`.
+    ///
+    /// Headers end with the main data's, or, in a record without main data, where the announced data begins.
+    fn read_heads(
+        &mut self,
+        rest: &mut Fields<'a>,
+        sizes: &mut SmallVec<[Sizes; 2]>,
+        flags: &ImageFlags,
+    ) -> Result<usize, &'static str> {
+        let mut announced = 0_usize;
+        while rest.left() > announced {
+            match rest.u8()? {
+                ID_MAIN_SHORT => return Ok(usize::from(rest.u8()?)),
+                ID_MAIN_LONG => return Ok(rest.u32()? as usize),
+                ID_ORIGIN => self.origin = Some(rest.u16()?),
+                ID_TOPLEVEL_XID => self.toplevel_xid = Some(rest.u32()?),
+                id if id <= BLOCK_ID_MAX => {
+                    let (block, size) = read_block(rest, id, self.blocks.last(), flags)?;
+                    // Ids ascend: at most 33 blocks of at most 128 KiB, no overflow.
+                    announced += usize::from(size.image) + usize::from(size.data);
+                    self.blocks.push(block);
+                    sizes.push(size);
+                }
+                _ => return Err("unknown fragment id"),
+            }
+        }
+        Ok(0)
     }
 
     /// Where a part of the record begins in it; the record's end for a part without bytes.
-    pub fn offset_of(&self, part: &Bytes) -> usize {
-        let offset = (part.as_ptr() as usize).checked_sub(self.raw.as_ptr() as usize);
-        let offset = offset.filter(|offset| *offset < self.raw.len() && !part.is_empty());
-        offset.unwrap_or(self.raw.len())
+    pub fn offset_of(&self, part: &[u8]) -> usize {
+        self.raw.offset_of(part).unwrap_or(self.raw.len())
     }
 
     /// The block reference with this id.
-    pub fn block(&self, id: u8) -> Option<&Block> {
+    pub fn block(&self, id: u8) -> Option<&Block<'a>> {
         self.blocks.iter().find(|block| block.id == id)
     }
 
@@ -177,97 +265,18 @@ impl Record {
 }
 
 /// Bytes that a block has in the record's tail, in this order.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Sizes {
     image: u16,
     data: u16,
 }
 
-/// All headers of a record. The blocks are without their image's and their own data yet.
-struct Heads {
-    blocks: Vec<Block>,
-    /// As many as there are blocks, then zeros.
-    sizes: [Sizes; BLOCK_ID_MAX as usize + 1],
-    toplevel_xid: Option<u32>,
-    origin: Option<u16>,
-    main_len: usize,
-}
-
-/// `rest` is moved along; where it stands after an error is where the fault is.
-fn decode(major: PgMajor, raw: &RawRecord, rest: &mut Fields<'_>) -> Result<Record, &'static str> {
-    let header = RecordHeader::parse(&raw.bytes).ok_or("shorter than its header")?;
-    if header.total_len as usize != raw.bytes.len() {
-        return Err("length differs from the header's");
-    }
-    rest.at = RECORD_HEADER_SIZE;
-    let mut heads = read_heads(rest, &major.layout().image_flags)?;
-    for (block, sizes) in heads.blocks.iter_mut().zip(heads.sizes) {
-        if let Some(image) = &mut block.image {
-            image.bytes = rest.part(&raw.bytes, usize::from(sizes.image))?;
-        }
-        block.data = rest.part(&raw.bytes, usize::from(sizes.data))?;
-    }
-    let main = rest.part(&raw.bytes, heads.main_len)?;
-    if rest.left() > 0 {
-        return Err("longer than its parts");
-    }
-    Ok(Record {
-        start: raw.start,
-        end: raw.end,
-        raw: raw.bytes.clone(),
-        prev: header.prev,
-        xid: header.xid,
-        rmid: header.rmid,
-        info: header.info,
-        toplevel_xid: heads.toplevel_xid,
-        origin: heads.origin,
-        main,
-        blocks: heads.blocks,
-    })
-}
-
-/// Headers end with the main data's, or, in a record without main data, where the announced data begins.
-fn read_heads(rest: &mut Fields<'_>, flags: &ImageFlags) -> Result<Heads, &'static str> {
-    let mut heads = Heads {
-        blocks: Vec::new(),
-        sizes: [Sizes::default(); BLOCK_ID_MAX as usize + 1],
-        toplevel_xid: None,
-        origin: None,
-        main_len: 0,
-    };
-    let mut announced = 0_usize;
-    while rest.left() > announced {
-        match rest.u8()? {
-            ID_MAIN_SHORT => {
-                heads.main_len = usize::from(rest.u8()?);
-                break;
-            }
-            ID_MAIN_LONG => {
-                heads.main_len = rest.u32()? as usize;
-                break;
-            }
-            ID_ORIGIN => heads.origin = Some(rest.u16()?),
-            ID_TOPLEVEL_XID => heads.toplevel_xid = Some(rest.u32()?),
-            id if id <= BLOCK_ID_MAX => {
-                let (block, sizes) = read_block(rest, id, heads.blocks.last(), flags)?;
-                // At most 33 blocks of at most 128 KiB: no overflow.
-                announced += usize::from(sizes.image) + usize::from(sizes.data);
-                let place = heads.sizes.get_mut(heads.blocks.len());
-                *place.ok_or("too many blocks")? = sizes;
-                heads.blocks.push(block);
-            }
-            _ => return Err("unknown fragment id"),
-        }
-    }
-    Ok(heads)
-}
-
-fn read_block(
-    rest: &mut Fields<'_>,
+fn read_block<'a>(
+    rest: &mut Fields<'a>,
     id: u8,
-    before: Option<&Block>,
+    before: Option<&Block<'a>>,
     flags: &ImageFlags,
-) -> Result<(Block, Sizes), &'static str> {
+) -> Result<(Block<'a>, Sizes), &'static str> {
     if before.is_some_and(|before| before.id >= id) {
         return Err("block ids do not ascend");
     }
@@ -289,14 +298,14 @@ fn read_block(
         RelTag { tablespace: rest.u32()?, database: rest.u32()?, relation: rest.u32()?, fork }
     };
     let will_init = fork_flags & BLOCK_WILL_INIT != 0;
-    let block = Block { id, rel, block: rest.u32()?, will_init, data: Bytes::new(), image };
+    let block = Block { id, rel, block: rest.u32()?, will_init, data: &[], image };
     Ok((block, Sizes { image: image_len, data: data_len }))
 }
 
-fn read_image(
-    rest: &mut Fields<'_>,
+fn read_image<'a>(
+    rest: &mut Fields<'a>,
     flags: &ImageFlags,
-) -> Result<(BlockImage, u16), &'static str> {
+) -> Result<(BlockImage<'a>, u16), &'static str> {
     let len = rest.u16()?;
     let hole_offset = rest.u16()?;
     let info = rest.u8()?;
@@ -318,7 +327,8 @@ fn read_image(
         return Err("compressed image is not smaller than a page");
     }
     let apply = info & flags.apply != 0;
-    let image = BlockImage { apply, hole_offset, hole_length, compression, bytes: Bytes::new() };
+    let image =
+        BlockImage { apply, hole_offset, hole_length, compression, bytes: Pieces::default() };
     Ok((image, len))
 }
 
@@ -336,29 +346,45 @@ fn compression_of(info: u8, flags: &ImageFlags) -> Result<ImageCompression, &'st
 
 /// A checked cursor over a record.
 struct Fields<'a> {
-    bytes: &'a [u8],
+    bytes: &'a RecordBytes<'a>,
+    /// The bytes up to the first cut: nearly always all headers.
+    front: &'a [u8],
     at: usize,
 }
 
-impl Fields<'_> {
+impl<'a> Fields<'a> {
     fn left(&self) -> usize {
         self.bytes.len().saturating_sub(self.at)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], &'static str> {
-        let found = array_at(self.bytes, self.at).ok_or("ends within a header")?;
+        let found = array_at(self.front, self.at)
+            .or_else(|| self.bytes.part(self.at, N)?.first_chunk().copied());
+        let found = found.ok_or("ends within a header")?;
         self.at += N;
         Ok(found)
     }
 
-    /// The next `len` bytes of `whole`, which are the ones the cursor is over, shared.
-    fn part(&mut self, whole: &Bytes, len: usize) -> Result<Bytes, &'static str> {
-        if len > self.left() {
-            return Err("shorter than its parts");
-        }
-        let begin = self.at;
+    /// The next `len` bytes, if they are not behind the first cut.
+    fn in_front(&self, len: usize) -> Option<&'a [u8]> {
+        self.front.get(self.at..)?.get(..len)
+    }
+
+    /// The next `len` bytes.
+    fn part(&mut self, len: usize) -> Result<&'a [u8], &'static str> {
+        let part = self.in_front(len).or_else(|| self.bytes.part(self.at, len));
+        let part = part.ok_or("shorter than its parts")?;
         self.at += len;
-        Ok(if len == 0 { Bytes::new() } else { whole.slice(begin..self.at) })
+        Ok(part)
+    }
+
+    /// The next `len` bytes, which may be cut.
+    fn pieces(&mut self, len: usize) -> Result<Pieces<'a>, &'static str> {
+        let pieces = self.in_front(len).map(Pieces::from);
+        let pieces = pieces.or_else(|| self.bytes.pieces(self.at, len));
+        let pieces = pieces.ok_or("shorter than its parts")?;
+        self.at += len;
+        Ok(pieces)
     }
 
     fn u8(&mut self) -> Result<u8, &'static str> {

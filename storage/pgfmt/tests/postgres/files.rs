@@ -80,7 +80,7 @@ fn check_control(cluster: &Cluster, records: &[Record]) {
     // The shutdown checkpoint is the log's last record and its payload is in the file.
     let last = records.last().unwrap();
     assert_eq!(last.start, control.checkpoint_start());
-    assert_eq!(&last.main[..], control.checkpoint().encode());
+    assert_eq!(last.main, control.checkpoint().encode());
     assert!(control.checkpoint().redo > Lsn(0));
 }
 
@@ -133,6 +133,6 @@ fn check_two_phase(cluster: &Cluster, records: &[Record]) {
     let prepare = records.iter().find(|r| r.rmid == 1 && r.rmgr_info() & 0x70 == 0x10).unwrap();
     let name = twophase::file_name(MAJOR, u64::from(prepare.xid));
     let file = fs::read(cluster.data().join(twophase::DIRECTORY).join(name)).unwrap();
-    assert_eq!(file, twophase::file_bytes(&prepare.main));
-    assert_eq!(twophase::main_data_of(&file), Some(&prepare.main[..]));
+    assert_eq!(file, twophase::file_bytes(prepare.main));
+    assert_eq!(twophase::main_data_of(&file), Some(prepare.main));
 }

@@ -18,7 +18,7 @@ const MAJOR: PgMajor = PgMajor::V15;
 
 /// All records in `pg_wal` from the record boundary `from` (else from the first segment there), and where the log
 /// ends.
-pub fn read_log(cluster: &Cluster, from: Option<Lsn>) -> (Vec<RawRecord>, Lsn) {
+pub fn read_log(cluster: &Cluster, from: Option<Lsn>) -> (Vec<RawRecord<'static>>, Lsn) {
     let first_name = from.map(|from| from.segment_file_name(0)).unwrap_or_default();
     let is_segment =
         |name: &String| name.len() == 24 && name[8..] >= *first_name.get(8..).unwrap_or("");
@@ -41,7 +41,7 @@ pub fn read_log(cluster: &Cluster, from: Option<Lsn>) -> (Vec<RawRecord>, Lsn) {
         skip = 0;
         loop {
             match decoder.next_record() {
-                Ok(Some(record)) => records.push(record),
+                Ok(Some(record)) => records.push(record.into_owned()),
                 Ok(None) => break,
                 Err(WalError::EndOfWal { at }) => {
                     assert_eq!(at, decoder.position());
@@ -144,7 +144,7 @@ fn compare_images(cluster: &Cluster, records: &[Record]) -> HashMap<String, usiz
         let Ok(file) = fs::read(&path) else { continue };
         let offset = number as usize * PAGE_SIZE;
         let Some(disk) = file.get(offset..offset + PAGE_SIZE) else { continue };
-        let page = image.restore_at(record.end).unwrap();
+        let page = image.restore_at(record.end).unwrap().to_page();
         // The LSN first; then all but the checksum, which only the file has.
         if disk[..8] == page[..8] && disk[10..] == page[10..] {
             let hole = if image.hole_length > 0 { " with hole" } else { "" };

@@ -56,7 +56,7 @@ pub(super) fn init(page: &mut Page<'_>, kind: Kind) -> Result<(), RedoReason> {
 }
 
 /// CREATE_INDEX block 0: the meta page of an index without a revmap (`brin_metapage_init`).
-pub(super) fn create_meta(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn create_meta(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     let (range_size, version) = (main.u32()?, main.u16()?);
     init(page, Kind::Meta)?;
@@ -68,7 +68,7 @@ pub(super) fn create_meta(part: &RecordPart, page: &mut Page<'_>) -> Result<(), 
 }
 
 /// REVMAP_EXTEND block 0: the meta page counts the new revmap page.
-pub(super) fn extend_meta(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn extend_meta(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     Kind::Meta.check(page)?;
     set_last_revmap_page(page, Fields::main(part).u32()?)
 }

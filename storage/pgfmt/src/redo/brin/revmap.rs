@@ -19,14 +19,14 @@ use crate::{
 const ENTRIES: u32 = ((SPECIAL - HEADER_SIZE) / TID_SIZE) as u32;
 
 /// INSERT and UPDATE block 1: the range's summary is where block 0 got it.
-pub(super) fn point(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn point(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let place = Place::read(part)?;
     let block = part.block_number(0).ok_or(RedoReason::Malformed("summary without a page"))?;
     set(page, place.heap_block, place.range_size, block, place.offset)
 }
 
 /// DESUMMARIZE block 0: the range has no summary.
-pub(super) fn forget(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn forget(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     let (range_size, heap_block) = (main.u32()?, main.u32()?);
     set(page, heap_block, range_size, NO_BLOCK, 0)

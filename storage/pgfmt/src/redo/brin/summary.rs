@@ -21,7 +21,7 @@ pub(super) struct Place {
 
 impl Place {
     /// Reads it from the record's main data, where UPDATE has the old tuple's offset number before it.
-    pub fn read(part: &RecordPart) -> Result<Self, RedoReason> {
+    pub fn read(part: &RecordPart<'_>) -> Result<Self, RedoReason> {
         let mut main = Fields::main(part);
         if part.info & kind::MASK == kind::UPDATE {
             main.skip(4)?;
@@ -32,7 +32,7 @@ impl Place {
 }
 
 /// INSERT and UPDATE block 0: the block data is the tuple (`brin_xlog_insert_update`).
-pub(super) fn add(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn add(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let place = Place::read(part)?;
     if part.info & kind::INIT_PAGE != 0 {
         page::init(page, Kind::Regular)?;
@@ -42,18 +42,21 @@ pub(super) fn add(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReas
 }
 
 /// SAMEPAGE_UPDATE block 0: the block data replaces a tuple.
-pub(super) fn overwrite(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn overwrite(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     Kind::Regular.check(page)?;
     page.index_tuple_overwrite(Fields::main(part).u16()?, &part.data)
 }
 
 /// UPDATE block 2: the tuple moved to block 0.
-pub(super) fn remove_moved(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn remove_moved(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     remove(page, Fields::main(part).u16()?)
 }
 
 /// DESUMMARIZE block 1: the range is no longer summarized.
-pub(super) fn remove_forgotten(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn remove_forgotten(
+    part: &RecordPart<'_>,
+    page: &mut Page<'_>,
+) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     main.skip(8)?;
     remove(page, main.u16()?)

@@ -12,7 +12,7 @@ const REL: RelTag = RelTag { tablespace: 1663, database: 5, relation: 16384, for
 const END: Lsn = Lsn(0x0100_0000_2000);
 
 /// A part of a record whose blocks 0, 1, 2 are numbered 7, 8, 9.
-fn part(info: u8, block_id: u8, data: Vec<u8>, main: Vec<u8>) -> RecordPart {
+fn part(info: u8, block_id: u8, data: Vec<u8>, main: Vec<u8>) -> RecordPart<'static> {
     let blocks = (0..3).map(|id| PartBlock { id, block: u32::from(id) + 7, has_data: true });
     RecordPart {
         rmid: crate::redo::rmgr::BRIN,
@@ -27,7 +27,7 @@ fn part(info: u8, block_id: u8, data: Vec<u8>, main: Vec<u8>) -> RecordPart {
     }
 }
 
-fn run(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn run(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let ctx = Context { major: PgMajor::V15, lsn: END, key: &Key::rel_block(REL, 7) };
     redo(&ctx, part, page)
 }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Merges the intervals of the record.
-pub(super) fn redo(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn redo(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let count = Fields::main(part).u16()?;
     let intervals = Fields::data(part).u16s(usize::from(count) * 2)?;
     let mut old_bytes = *page.bytes();

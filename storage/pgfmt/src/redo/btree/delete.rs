@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// DELETE: tuples known dead go while a page is full.
-pub(super) fn delete(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn delete(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     main.skip(4)?;
     remove(&mut main, &part.data, page)?;
@@ -24,7 +24,7 @@ pub(super) fn delete(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoR
 
 /// VACUUM: the same without a snapshot horizon; newer majors also forget the vacuum cycle.
 pub(super) fn vacuum(
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
     clears_cycle: bool,
 ) -> Result<(), RedoReason> {

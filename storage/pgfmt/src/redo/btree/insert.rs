@@ -6,7 +6,7 @@ use super::{RedoReason, index_tuple, posting};
 use crate::{change::RecordPart, fields::Fields, item::Placement, page::Page};
 
 /// INSERT_LEAF, INSERT_UPPER, INSERT_META: the block data is the tuple.
-pub(super) fn tuple(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn tuple(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let offset = offset_of(part)?;
     page.add_item(&part.data, offset, Placement::Insert).map(|_| ())
 }
@@ -14,7 +14,7 @@ pub(super) fn tuple(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoRe
 /// INSERT_POST: the new tuple's item pointer falls inside the posting list before it. It goes into that list,
 /// and the list's last one comes out into the new tuple (`_bt_swap_posting`).
 pub(super) fn tuple_splitting_posting(
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
     let offset = offset_of(part)?;
@@ -32,7 +32,7 @@ pub(super) fn tuple_splitting_posting(
 }
 
 /// The new tuple's offset number, at least 1.
-fn offset_of(part: &RecordPart) -> Result<u16, RedoReason> {
+fn offset_of(part: &RecordPart<'_>) -> Result<u16, RedoReason> {
     match Fields::main(part).u16()? {
         0 => Err(RedoReason::Malformed("tuple offset is zero")),
         offset => Ok(offset),

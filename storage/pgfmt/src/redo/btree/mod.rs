@@ -39,7 +39,7 @@ mod kind {
 /// Applies the part of a Btree record that concerns `page`.
 pub(super) fn redo(
     ctx: &Context<'_>,
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
     use kind::*;

@@ -157,7 +157,7 @@ fn for_each_tuple(
 }
 
 /// Rebuilds the meta page from `xl_btree_metadata` (`_bt_restore_meta`).
-pub(super) fn restore_meta(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn restore_meta(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     const MAGIC: u32 = 0x05_3162;
     /// `sizeof(BTMetaPageData)`.
     const META_SIZE: usize = 48;

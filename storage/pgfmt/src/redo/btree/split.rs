@@ -37,7 +37,7 @@ struct Split {
 }
 
 impl Split {
-    fn read(part: &RecordPart) -> Result<Self, RedoReason> {
+    fn read(part: &RecordPart<'_>) -> Result<Self, RedoReason> {
         let mut main = Fields::main(part);
         Ok(Split {
             level: main.u32()?,
@@ -53,7 +53,7 @@ impl Split {
 }
 
 /// Block 1: the new right page.
-pub(super) fn right(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn right(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let split = Split::read(part)?;
     let prev = part.block_number(0).ok_or(RedoReason::Malformed("split without a left page"))?;
     let next = part.block_number(2).unwrap_or(NONE);
@@ -63,14 +63,17 @@ pub(super) fn right(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoRe
 }
 
 /// Block 2: the page right of the new one links back to it.
-pub(super) fn right_neighbour(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn right_neighbour(
+    part: &RecordPart<'_>,
+    page: &mut Page<'_>,
+) -> Result<(), RedoReason> {
     let prev = part.block_number(1).ok_or(NO_RIGHT)?;
     Special::edit(page, |special| special.prev = prev)
 }
 
 /// Block 0: the old page keeps what did not go right.
 pub(super) fn left(
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
     new: NewTuple,
 ) -> Result<(), RedoReason> {
@@ -122,7 +125,7 @@ fn take_aligned<'a>(data: &mut Fields<'a>) -> Result<&'a [u8], RedoReason> {
 }
 
 /// NEWROOT block 0: an empty leaf, or two downlinks after a root split.
-pub(super) fn new_root(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn new_root(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     main.skip(4)?;
     let level = main.u32()?;

@@ -12,7 +12,7 @@ use crate::{change::PartBlock, item::Placement, version::PgMajor};
 const REL: RelTag = RelTag { tablespace: 1663, database: 5, relation: 16384, fork: Fork::Main };
 const END: Lsn = Lsn(0x0100_0000_2000);
 
-fn part(info: u8, block_id: u8, data: Vec<u8>, main: Vec<u8>) -> RecordPart {
+fn part(info: u8, block_id: u8, data: Vec<u8>, main: Vec<u8>) -> RecordPart<'static> {
     let blocks = [7, 8, 9, 10, 0].into_iter().enumerate();
     let blocks = blocks.map(|(id, block)| PartBlock { id: id as u8, block, has_data: true });
     RecordPart {
@@ -28,11 +28,11 @@ fn part(info: u8, block_id: u8, data: Vec<u8>, main: Vec<u8>) -> RecordPart {
     }
 }
 
-fn run(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn run(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     run_as(PgMajor::V15, part, page)
 }
 
-fn run_as(major: PgMajor, part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn run_as(major: PgMajor, part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     redo(&Context { major, lsn: END, key: &Key::rel_block(REL, 7) }, part, page)
 }
 

@@ -25,7 +25,7 @@ struct HalfDead {
 }
 
 impl HalfDead {
-    fn read(part: &RecordPart) -> Result<Self, RedoReason> {
+    fn read(part: &RecordPart<'_>) -> Result<Self, RedoReason> {
         let mut main = Fields::main(part);
         let parent_offset = main.u16()?;
         // Padding, and the leaf's own number.
@@ -40,7 +40,7 @@ impl HalfDead {
 }
 
 /// MARK_PAGE_HALFDEAD block 0: the leaf is empty but for a high key that points to the top parent.
-pub(super) fn half_dead_leaf(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn half_dead_leaf(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let record = HalfDead::read(part)?;
     init_half_dead(page, record.left, record.right, record.top_parent)
 }
@@ -60,7 +60,10 @@ fn init_half_dead(
 }
 
 /// MARK_PAGE_HALFDEAD block 1: the parent's downlink takes over its right neighbour's child, which goes.
-pub(super) fn half_dead_parent(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn half_dead_parent(
+    part: &RecordPart<'_>,
+    page: &mut Page<'_>,
+) -> Result<(), RedoReason> {
     let offset = HalfDead::read(part)?.parent_offset;
     let next = offset.saturating_add(1);
     let child = index_tuple::tid_block(index_tuple::tid_of(page.item(next)?)?);
@@ -81,7 +84,7 @@ struct Unlink {
 }
 
 impl Unlink {
-    fn read(part: &RecordPart) -> Result<Self, RedoReason> {
+    fn read(part: &RecordPart<'_>) -> Result<Self, RedoReason> {
         let mut main = Fields::main(part);
         let (left, right, level) = (main.u32()?, main.u32()?, main.u32()?);
         main.skip(4)?;
@@ -98,7 +101,7 @@ impl Unlink {
 }
 
 /// UNLINK_PAGE block 0: a stub that says when it may be reused (`BTPageSetDeleted`).
-pub(super) fn target(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn target(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let record = Unlink::read(part)?;
     let leaf = if record.level == 0 { flag::LEAF } else { 0 };
     let special = Special {
@@ -115,19 +118,19 @@ pub(super) fn target(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoR
 }
 
 /// UNLINK_PAGE block 1: the left sibling's link skips the page.
-pub(super) fn left_sibling(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn left_sibling(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let right = Unlink::read(part)?.right;
     Special::edit(page, |special| special.next = right)
 }
 
 /// UNLINK_PAGE block 2: the right sibling's link skips the page.
-pub(super) fn right_sibling(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn right_sibling(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let left = Unlink::read(part)?.left;
     Special::edit(page, |special| special.prev = left)
 }
 
 /// UNLINK_PAGE block 3: the half-dead leaf below points to the next page of its subtree to go.
-pub(super) fn leaf(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn leaf(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let record = Unlink::read(part)?;
     init_half_dead(page, record.leaf_left, record.leaf_right, record.leaf_top_parent)
 }

@@ -24,7 +24,7 @@ const NO_SEGMENT: RedoReason = RedoReason::Malformed("no such posting list segme
 const NO_ROOM: RedoReason = RedoReason::Malformed("posting lists do not fit");
 
 /// CREATE_PTREE: the root of a new posting tree, a leaf, comes whole in the record.
-pub(super) fn create(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn create(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     let size = main.u32()? as usize;
     let lists = main.take(size)?;

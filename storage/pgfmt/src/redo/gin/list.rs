@@ -10,14 +10,14 @@ use super::{
 use crate::{change::RecordPart, fields::Fields, item::Placement, page::Page};
 
 /// UPDATE_META_PAGE block 0. `ginxlogUpdateMeta` begins with the relation, padded to 16.
-pub(super) fn update_meta(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn update_meta(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     main.skip(16)?;
     page::restore_meta(&mut main, page)
 }
 
 /// UPDATE_META_PAGE block 1: one more heap tuple's entries on the tail, or a link to the new tail.
-pub(super) fn update_tail(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn update_tail(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     main.skip(16 + 56)?;
     let (previous_tail, new_right, count) = (main.u32()?, main.u32()?, main.u32()? as i32);
@@ -32,7 +32,7 @@ pub(super) fn update_tail(part: &RecordPart, page: &mut Page<'_>) -> Result<(), 
 }
 
 /// INSERT_LISTPAGE: a new page of the list.
-pub(super) fn insert_page(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn insert_page(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     let (right, count) = (main.u32()?, main.u32()? as i32);
     page::init(page, flag::LIST)?;

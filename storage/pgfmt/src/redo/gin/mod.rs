@@ -33,7 +33,7 @@ mod kind {
 /// Applies the part of a Gin record that concerns `page`.
 pub(super) fn redo(
     ctx: &Context<'_>,
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
     use kind::*;
@@ -60,7 +60,7 @@ pub(super) fn redo(
 }
 
 /// INSERT block 0: which tree and which kind of page is in the record's flags.
-fn insert(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn insert(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     const IS_DATA: u16 = 1;
     const IS_LEAF: u16 = 2;
     let mut main = Fields::main(part);
@@ -81,7 +81,7 @@ fn insert(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
 }
 
 /// DELETE_PAGE block 0: the page keeps its content and says since when it is gone.
-fn delete_page(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn delete_page(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     main.skip(8)?;
     let delete_xid = main.u32()?;
@@ -91,7 +91,7 @@ fn delete_page(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason>
 }
 
 /// DELETE_PAGE block 2: the left sibling links past the page.
-fn skip_deleted_page(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn skip_deleted_page(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     main.skip(4)?;
     let right = main.u32()?;

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use smallvec::smallvec;
 use treering_types::{Fork, Key, Lsn, PAGE_SIZE, RelTag};
 
 use super::{
@@ -14,7 +15,7 @@ use crate::{change::PartBlock, version::PgMajor};
 const REL: RelTag = RelTag { tablespace: 1663, database: 5, relation: 16384, fork: Fork::Main };
 const END: Lsn = Lsn(0x0100_0000_2000);
 
-fn part(info: u8, block_id: u8, data: Vec<u8>, main: Vec<u8>) -> RecordPart {
+fn part(info: u8, block_id: u8, data: Vec<u8>, main: Vec<u8>) -> RecordPart<'static> {
     RecordPart {
         rmid: crate::redo::rmgr::GIN,
         info,
@@ -22,13 +23,13 @@ fn part(info: u8, block_id: u8, data: Vec<u8>, main: Vec<u8>) -> RecordPart {
         block_id,
         will_init: false,
         hints_logged: false,
-        blocks: vec![PartBlock { id: block_id, block: 7, has_data: true }],
+        blocks: smallvec![PartBlock { id: block_id, block: 7, has_data: true }],
         data: data.into(),
         main: main.into(),
     }
 }
 
-fn run(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn run(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let ctx = Context { major: PgMajor::V15, lsn: END, key: &Key::rel_block(REL, 7) };
     redo(&ctx, part, page)
 }

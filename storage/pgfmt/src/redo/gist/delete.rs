@@ -15,7 +15,7 @@ use crate::{
 
 /// DELETE block 0 (`gistxlogDelete`): tuples known dead go while a page is full.
 pub(super) fn tuples(
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
     rules: &RecordRules,
 ) -> Result<(), RedoReason> {
@@ -36,7 +36,7 @@ pub(super) fn tuples(
 }
 
 /// PAGE_DELETE block 0: the empty leaf says since when it is gone (`GistPageSetDeleted`).
-pub(super) fn page(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn page(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let delete_xid = Fields::main(part).u64()?;
     Special::edit(page, |special| special.flags |= flag::DELETED)?;
     page.set_lower(HEADER_SIZE + 8);
@@ -44,7 +44,7 @@ pub(super) fn page(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoRea
 }
 
 /// PAGE_DELETE block 1: the parent loses its downlink.
-pub(super) fn downlink(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn downlink(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     main.skip(8)?;
     page.index_tuple_delete(main.u16()?)

@@ -29,7 +29,7 @@ mod kind {
 /// Applies the part of a Gist record that concerns `page`.
 pub(super) fn redo(
     ctx: &Context<'_>,
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
     use kind::*;

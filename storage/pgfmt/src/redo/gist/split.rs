@@ -25,7 +25,7 @@ struct Split {
 }
 
 impl Split {
-    fn read(part: &RecordPart) -> Result<Self, RedoReason> {
+    fn read(part: &RecordPart<'_>) -> Result<Self, RedoReason> {
         let mut main = Fields::main(part);
         let right = main.u32()?;
         main.skip(4)?;
@@ -38,7 +38,7 @@ impl Split {
 
 /// Blocks 1 and up: a page rebuilt from its tuples. A root that is split stays where it is and gets all others as
 /// children, so its downlinks are complete at once.
-pub(super) fn page(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn page(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     const NO_PAGE: RedoReason = RedoReason::Malformed("split names no such page");
     let split = Split::read(part)?;
     let is_last = match u16::from(part.block_id).cmp(&split.pages) {

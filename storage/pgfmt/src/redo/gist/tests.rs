@@ -13,7 +13,13 @@ const END: Lsn = Lsn(0x0000_0001_2345_6780);
 const OLD_NSN: Lsn = Lsn(0x0000_0007_0000_0009);
 
 /// A part of a record whose blocks have these numbers, from id 0 on.
-fn part(info: u8, block_id: u8, blocks: &[u32], data: Vec<u8>, main: Vec<u8>) -> RecordPart {
+fn part(
+    info: u8,
+    block_id: u8,
+    blocks: &[u32],
+    data: Vec<u8>,
+    main: Vec<u8>,
+) -> RecordPart<'static> {
     let blocks = blocks.iter().enumerate();
     let blocks =
         blocks.map(|(id, block)| PartBlock { id: id as u8, block: *block, has_data: true });
@@ -30,11 +36,11 @@ fn part(info: u8, block_id: u8, blocks: &[u32], data: Vec<u8>, main: Vec<u8>) ->
     }
 }
 
-fn run_as(major: PgMajor, part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn run_as(major: PgMajor, part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     redo(&Context { major, lsn: END, key: &Key::rel_block(REL, 7) }, part, page)
 }
 
-fn run(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn run(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     run_as(PgMajor::V15, part, page)
 }
 

@@ -10,7 +10,7 @@ use crate::{change::RecordPart, fields::Fields, page::Page, version::RecordRules
 
 /// Block 0: the data is the offset numbers that go, then the tuples that come, up to its end.
 pub(super) fn redo(
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
     rules: &RecordRules,
 ) -> Result<(), RedoReason> {

@@ -18,7 +18,7 @@ const BITS_PER_WORD: u32 = 32;
 const BYTES_PER_WORD: usize = 4;
 
 /// A new bitmap page: every overflow page counts as in use until it is freed. Main data begins with the size.
-pub(super) fn init(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn init(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let size = usize::from(Fields::main(part).u16()?);
     if HEADER_SIZE + size > page::SPECIAL {
         return Err(RedoReason::Malformed("bitmap larger than its page"));
@@ -30,18 +30,18 @@ pub(super) fn init(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoRea
 }
 
 /// ADD_OVFL_PAGE: a freed overflow page is taken again.
-pub(super) fn set(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn set(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     edit(part, page, |word, bit| word | bit)
 }
 
 /// SQUEEZE_PAGE: an overflow page is free.
-pub(super) fn clear(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn clear(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     edit(part, page, |word, bit| word & !bit)
 }
 
 /// Changes the word that holds the bit named in the block data.
 fn edit(
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
     change: impl FnOnce(u32, u32) -> u32,
 ) -> Result<(), RedoReason> {

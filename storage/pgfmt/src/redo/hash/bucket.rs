@@ -18,30 +18,30 @@ use crate::{
 };
 
 /// INSERT: main data is the offset number, block data the tuple.
-pub(super) fn insert(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn insert(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let offset = Fields::main(part).u16()?;
     page.add_item(&part.data, offset, Placement::Insert).map(|_| ())
 }
 
 /// ADD_OVFL_PAGE block 0: a new last page of the chain; block data is the bucket.
-pub(super) fn init_overflow(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn init_overflow(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let bucket = Fields::data(part).u32()?;
     let prev = other_block(part, 1)?;
     page::init(page, Special { prev, bucket, flags: flag::OVERFLOW, ..Special::default() })
 }
 
 /// ADD_OVFL_PAGE block 1: the page that was last in the chain.
-pub(super) fn link_overflow(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn link_overflow(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let next = other_block(part, 0)?;
     Special::edit(page, |special| special.next = next)
 }
 
-fn other_block(part: &RecordPart, id: u8) -> Result<u32, RedoReason> {
+fn other_block(part: &RecordPart<'_>, id: u8) -> Result<u32, RedoReason> {
     part.block_number(id).ok_or(RedoReason::Malformed("record without its neighbour page"))
 }
 
 /// SPLIT_ALLOCATE_PAGE block 0: the bucket that is split, also after its image was restored.
-pub(super) fn start_split(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn start_split(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     let (new_bucket, flags) = (main.u32()?, main.u16()?);
     Special::edit(page, |special| {
@@ -51,14 +51,14 @@ pub(super) fn start_split(part: &RecordPart, page: &mut Page<'_>) -> Result<(), 
 }
 
 /// SPLIT_ALLOCATE_PAGE block 1: the bucket that a split fills.
-pub(super) fn init_split(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn init_split(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     let (bucket, _old_flags, flags) = (main.u32()?, main.u16()?, main.u16()?);
     page::init(page, Special { prev: bucket, bucket, flags, ..Special::default() })
 }
 
 /// SPLIT_COMPLETE: main data is the flags of block 0, then those of block 1; also after an image.
-pub(super) fn finish_split(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn finish_split(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     main.skip(2 * usize::from(part.block_id))?;
     let flags = main.u16()?;
@@ -66,17 +66,17 @@ pub(super) fn finish_split(part: &RecordPart, page: &mut Page<'_>) -> Result<(),
 }
 
 /// MOVE_PAGE_CONTENTS block 1: tuples from the end of the chain. Main data begins with their number.
-pub(super) fn receive(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn receive(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     add_tuples(Fields::main(part).u16()?, &part.data, page)
 }
 
 /// MOVE_PAGE_CONTENTS block 2: the tuples are gone from where they were.
-pub(super) fn delete_tuples(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn delete_tuples(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     page.index_multi_delete(offsets(&part.data)?.iter())
 }
 
 /// SQUEEZE_PAGE block 1: the last tuples of a page that is freed, and the link past it if it came next.
-pub(super) fn receive_last(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn receive_last(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let squeeze = Squeeze::read(part)?;
     add_tuples(squeeze.tuples, &part.data, page)?;
     match squeeze.write_page_is_previous {
@@ -86,19 +86,25 @@ pub(super) fn receive_last(part: &RecordPart, page: &mut Page<'_>) -> Result<(),
 }
 
 /// SQUEEZE_PAGE block 3: the page before the freed one.
-pub(super) fn link_past_freed(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn link_past_freed(
+    part: &RecordPart<'_>,
+    page: &mut Page<'_>,
+) -> Result<(), RedoReason> {
     let next = Squeeze::read(part)?.next;
     Special::edit(page, |special| special.next = next)
 }
 
 /// SQUEEZE_PAGE block 4: the page after the freed one.
-pub(super) fn link_before_freed(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn link_before_freed(
+    part: &RecordPart<'_>,
+    page: &mut Page<'_>,
+) -> Result<(), RedoReason> {
     let prev = Squeeze::read(part)?.prev;
     Special::edit(page, |special| special.prev = prev)
 }
 
 /// DELETE: block data is the offset numbers, main data begins with whether no dead tuples are left.
-pub(super) fn delete(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn delete(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let clears_dead_hint = Fields::main(part).u8()? != 0;
     delete_tuples(part, page)?;
     match clears_dead_hint {
@@ -110,7 +116,7 @@ pub(super) fn delete(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoR
 /// VACUUM_ONE_PAGE block 0: tuples known dead make room for an insertion.
 pub(super) fn vacuum(
     rules: &RecordRules,
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
@@ -144,7 +150,7 @@ pub(super) struct Squeeze {
 }
 
 impl Squeeze {
-    pub fn read(part: &RecordPart) -> Result<Self, RedoReason> {
+    pub fn read(part: &RecordPart<'_>) -> Result<Self, RedoReason> {
         let mut main = Fields::main(part);
         let (prev, next, tuples) = (main.u32()?, main.u32()?, main.u16()?);
         let _write_page_is_primary = main.u8()?;

@@ -62,7 +62,7 @@ mod at {
 
 /// INIT_META_PAGE: the page is computed from the expected number of tuples, the hash function and the tuples
 /// per bucket (`_hash_init_metabuffer`).
-pub(super) fn init(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn init(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     let tuples = f64::from_bits(main.u64()?);
     let (procedure, fill_factor) = (main.u32()?, main.u16()?);
@@ -134,7 +134,7 @@ pub(super) fn add_first_bitmap(page: &mut Page<'_>) -> Result<(), RedoReason> {
 
 /// ADD_OVFL_PAGE: block data is the first page that may be free. Main data says, after the bitmap size, whether
 /// a freed page was taken; if not the index grew, perhaps by a bitmap page too, which is block 3.
-pub(super) fn add_overflow(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn add_overflow(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     set_first_free(part, page)?;
     let mut main = Fields::main(part);
     main.skip(2)?;
@@ -153,7 +153,7 @@ pub(super) fn add_overflow(part: &RecordPart, page: &mut Page<'_>) -> Result<(),
 }
 
 /// SPLIT_ALLOCATE_PAGE: one bucket more; perhaps it starts a doubling, perhaps a phase.
-pub(super) fn add_bucket(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn add_bucket(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     const HAS_MASKS: u8 = 1;
     const HAS_PHASE: u8 = 2;
     check(page)?;
@@ -177,7 +177,7 @@ pub(super) fn add_bucket(part: &RecordPart, page: &mut Page<'_>) -> Result<(), R
 }
 
 /// Block data is the bit number of the first overflow page that may be free.
-pub(super) fn set_first_free(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn set_first_free(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     check(page)?;
     page.put_u32(at::FIRST_FREE, Fields::data(part).u32()?)
 }
@@ -192,7 +192,7 @@ pub(super) fn add_tuples(page: &mut Page<'_>, count: f64) -> Result<(), RedoReas
 /// VACUUM_ONE_PAGE block 1: the deleted tuples count no more.
 pub(super) fn subtract_vacuumed(
     rules: &RecordRules,
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
     let count = bucket::vacuumed(rules, &mut Fields::main(part))?;
@@ -200,7 +200,7 @@ pub(super) fn subtract_vacuumed(
 }
 
 /// UPDATE_META_PAGE: main data is the number of tuples that vacuum counted.
-pub(super) fn set_tuples(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn set_tuples(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     check(page)?;
     page.put_u64(at::TUPLES, Fields::main(part).u64()?)
 }

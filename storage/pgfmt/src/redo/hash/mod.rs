@@ -38,7 +38,7 @@ mod kind {
 /// Applies the part of a Hash record that concerns `page`.
 pub(super) fn redo(
     ctx: &Context<'_>,
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
     use kind::*;
@@ -82,7 +82,7 @@ pub(super) fn redo(
 
 /// True when the page keeps its bytes and its LSN: the write page of a SQUEEZE_PAGE that brings it no tuples and
 /// no new link. Older majors move its LSN.
-fn spares_page(rules: &RecordRules, part: &RecordPart) -> Result<bool, RedoReason> {
+fn spares_page(rules: &RecordRules, part: &RecordPart<'_>) -> Result<bool, RedoReason> {
     if !rules.hash_squeeze_spares_unwritten
         || (part.info & 0xf0, part.block_id) != (kind::SQUEEZE_PAGE, 1)
     {

@@ -14,7 +14,7 @@ const BEFORE: Lsn = Lsn(0x0100_0000_1000);
 /// Numbers of the blocks that [`part`] references, by id.
 const BLOCKS: [u32; 7] = [7, 8, 9, 10, 0, 12, 13];
 
-fn part(info: u8, block_id: u8, data: Vec<u8>, main: Vec<u8>) -> RecordPart {
+fn part(info: u8, block_id: u8, data: Vec<u8>, main: Vec<u8>) -> RecordPart<'static> {
     let blocks = BLOCKS.into_iter().enumerate();
     let blocks = blocks.map(|(id, block)| PartBlock { id: id as u8, block, has_data: true });
     RecordPart {
@@ -30,11 +30,11 @@ fn part(info: u8, block_id: u8, data: Vec<u8>, main: Vec<u8>) -> RecordPart {
     }
 }
 
-fn run_as(major: PgMajor, part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn run_as(major: PgMajor, part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     redo(&Context { major, lsn: END, key: &Key::rel_block(REL, 7) }, part, page)
 }
 
-fn run(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn run(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     run_as(PgMajor::V15, part, page)
 }
 

@@ -1,4 +1,3 @@
-use bytes::Bytes;
 use treering_types::{Fork, Key, Lsn, PAGE_SIZE, RelTag};
 
 use super::*;
@@ -12,7 +11,7 @@ const REL: RelTag = RelTag { tablespace: 1663, database: 5, relation: 16384, for
 const LSN: Lsn = Lsn(0x1000);
 const HOT_UPDATED: u16 = 0x4000;
 
-fn part(info: u8, block_id: u8, blocks: &[u32], main: &[u8], data: &[u8]) -> RecordPart {
+fn part(info: u8, block_id: u8, blocks: &[u32], main: &[u8], data: &[u8]) -> RecordPart<'static> {
     RecordPart {
         rmid: rmgr::HEAP,
         info,
@@ -24,12 +23,12 @@ fn part(info: u8, block_id: u8, blocks: &[u32], main: &[u8], data: &[u8]) -> Rec
             .zip(blocks)
             .map(|(id, block)| PartBlock { id, block: *block, has_data: false })
             .collect(),
-        data: Bytes::copy_from_slice(data),
-        main: Bytes::copy_from_slice(main),
+        data: data.to_vec().into(),
+        main: main.to_vec().into(),
     }
 }
 
-fn redo_on(page: &mut [u8; PAGE_SIZE], part: RecordPart) -> Result<(), RedoReason> {
+fn redo_on(page: &mut [u8; PAGE_SIZE], part: RecordPart<'_>) -> Result<(), RedoReason> {
     let block = part.blocks[usize::from(part.block_id)].block;
     let key = Key::rel_block(REL, block);
     apply(PgMajor::V15, &key, LSN, &PageChange::Record(part), page).map_err(|error| error.reason)

@@ -29,7 +29,7 @@ mod unified_flag {
 }
 
 /// PRUNE of 15 and 16; what is left of the block data after redirections and dead items becomes unused.
-pub(super) fn prune(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn prune(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     main.skip(4)?; // the conflict horizon
     let redirect_count = usize::from(main.u16()?);
@@ -43,7 +43,7 @@ pub(super) fn prune(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoRe
 }
 
 /// VACUUM of 15 and 16: dead items become unused, tuples stay where they are.
-pub(super) fn vacuum(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn vacuum(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let count = usize::from(Fields::main(part).u16()?);
     let unused = Fields::data(part).u16s(count)?;
     set_state(page, unused, PointerState::Unused)?;
@@ -51,7 +51,7 @@ pub(super) fn vacuum(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoR
 }
 
 /// FREEZE_PAGE of 15.
-pub(super) fn freeze_tuples(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn freeze_tuples(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     main.skip(4)?; // the cutoff
     let count = main.u16()?;
@@ -68,7 +68,7 @@ pub(super) fn freeze_tuples(part: &RecordPart, page: &mut Page<'_>) -> Result<()
 }
 
 /// FREEZE_PAGE of 16.
-pub(super) fn freeze_plans(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn freeze_plans(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     main.skip(4)?; // the conflict horizon
     let count = usize::from(main.u16()?);
@@ -78,7 +78,7 @@ pub(super) fn freeze_plans(part: &RecordPart, page: &mut Page<'_>) -> Result<(),
 }
 
 /// PRUNE_ON_ACCESS, PRUNE_VACUUM_SCAN and PRUNE_VACUUM_CLEANUP of 17 and 18.
-pub(super) fn unified(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn unified(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     use unified_flag::*;
     let mut main = Fields::main(part);
     main.skip(1)?; // the reason

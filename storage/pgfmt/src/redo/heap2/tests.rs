@@ -1,4 +1,4 @@
-use bytes::Bytes;
+use smallvec::smallvec;
 use treering_types::{Fork, Key, Lsn, PAGE_SIZE, RelTag};
 
 use super::*;
@@ -13,7 +13,7 @@ use crate::{
 const REL: RelTag = RelTag { tablespace: 1663, database: 5, relation: 16384, fork: Fork::Main };
 const LSN: Lsn = Lsn(0x2000);
 
-fn part(info: u8, block_id: u8, main: &[u8], data: &[u8]) -> RecordPart {
+fn part(info: u8, block_id: u8, main: &[u8], data: &[u8]) -> RecordPart<'static> {
     let block = |id, block| PartBlock { id, block, has_data: false };
     RecordPart {
         rmid: rmgr::HEAP2,
@@ -22,13 +22,17 @@ fn part(info: u8, block_id: u8, main: &[u8], data: &[u8]) -> RecordPart {
         block_id,
         will_init: info == 0xd0,
         hints_logged: false,
-        blocks: vec![block(0, 0), block(1, 6)],
-        data: Bytes::copy_from_slice(data),
-        main: Bytes::copy_from_slice(main),
+        blocks: smallvec![block(0, 0), block(1, 6)],
+        data: data.to_vec().into(),
+        main: main.to_vec().into(),
     }
 }
 
-fn redo_as(major: PgMajor, page: &mut [u8; PAGE_SIZE], part: RecordPart) -> Result<(), RedoReason> {
+fn redo_as(
+    major: PgMajor,
+    page: &mut [u8; PAGE_SIZE],
+    part: RecordPart<'_>,
+) -> Result<(), RedoReason> {
     let key = Key::rel_block(REL, 0);
     apply(major, &key, LSN, &PageChange::Record(part), page).map_err(|error| error.reason)
 }

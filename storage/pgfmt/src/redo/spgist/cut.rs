@@ -7,7 +7,7 @@
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic)]
 
-use bytes::Bytes;
+use std::borrow::Cow;
 
 use super::{
     RedoReason, kind,
@@ -17,12 +17,12 @@ use super::{
 use crate::{fields::Fields, wal::record::Record};
 
 /// The main data that block `block_id` needs, cut from the record's; never longer.
-pub(in crate::redo) fn main_for(record: &Record, block_id: u8) -> Bytes {
-    let main = &record.main;
+pub(in crate::redo) fn main_for<'a>(record: &'a Record<'_>, block_id: u8) -> Cow<'a, [u8]> {
+    let main = record.main;
     match cut(record, block_id) {
-        Ok(Cut::Head(size)) if size < main.len() => main.slice(..size),
-        Ok(Cut::Built(bytes)) if bytes.len() < main.len() => Bytes::from(bytes),
-        _ => main.clone(),
+        Ok(Cut::Head(size)) => Cow::Borrowed(main.get(..size).unwrap_or(main)),
+        Ok(Cut::Built(bytes)) if bytes.len() < main.len() => Cow::Owned(bytes),
+        _ => Cow::Borrowed(main),
     }
 }
 
@@ -34,9 +34,9 @@ enum Cut {
     Built(Vec<u8>),
 }
 
-fn cut(record: &Record, block_id: u8) -> Result<Cut, RedoReason> {
+fn cut(record: &Record<'_>, block_id: u8) -> Result<Cut, RedoReason> {
     use kind::*;
-    let main = &record.main[..];
+    let main = record.main;
     match (record.info & 0xf0, block_id) {
         (ADD_LEAF, 1) => Ok(Cut::Head(AddLeaf::HEADER_SIZE)),
         (MOVE_LEAFS, 0) => moved_away(main),

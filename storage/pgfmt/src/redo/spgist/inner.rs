@@ -12,12 +12,12 @@ use super::{
 use crate::{change::RecordPart, page::Page};
 
 /// Where the enlarged tuple is when it moved to another page.
-fn new_place(part: &RecordPart, add: &AddNode<'_>) -> Result<Tid, RedoReason> {
+fn new_place(part: &RecordPart<'_>, add: &AddNode<'_>) -> Result<Tid, RedoReason> {
     Ok(index_tuple::tid(needed_block(part, 1)?, add.new))
 }
 
 /// ADD_NODE block 0: the tuple grows in its place, or leaves it.
-pub(super) fn add_node(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn add_node(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let add = AddNode::read(&part.main)?;
     if part.block_number(1).is_none() {
         return page::replace(page, add.tuple()?, add.old);
@@ -29,7 +29,10 @@ pub(super) fn add_node(part: &RecordPart, page: &mut Page<'_>) -> Result<(), Red
 }
 
 /// ADD_NODE block 1: the page that has room for the enlarged tuple.
-pub(super) fn add_node_elsewhere(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn add_node_elsewhere(
+    part: &RecordPart<'_>,
+    page: &mut Page<'_>,
+) -> Result<(), RedoReason> {
     let add = AddNode::read(&part.main)?;
     if add.is_new_page {
         page::init(page, 0)?;
@@ -39,7 +42,10 @@ pub(super) fn add_node_elsewhere(part: &RecordPart, page: &mut Page<'_>) -> Resu
 }
 
 /// ADD_NODE block 2: the parent, on neither of the other pages.
-pub(super) fn add_node_parent(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn add_node_parent(
+    part: &RecordPart<'_>,
+    page: &mut Page<'_>,
+) -> Result<(), RedoReason> {
     let add = AddNode::read(&part.main)?;
     if add.parent_block != part.block_id {
         return Err(RedoReason::Malformed("block without a part in the change"));
@@ -49,7 +55,7 @@ pub(super) fn add_node_parent(part: &RecordPart, page: &mut Page<'_>) -> Result<
 
 /// Updates the downlink if the parent is on this page.
 fn set_parent_on(
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     add: &AddNode<'_>,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
@@ -60,7 +66,7 @@ fn set_parent_on(
 }
 
 /// SPLIT_TUPLE block 0: the prefix takes the place of the tuple; the postfix may join it.
-pub(super) fn split_prefix(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn split_prefix(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let split = SplitTuple::read(&part.main)?;
     page::replace(page, split.prefix()?, split.prefix_offset)?;
     if split.same_page {
@@ -70,7 +76,7 @@ pub(super) fn split_prefix(part: &RecordPart, page: &mut Page<'_>) -> Result<(),
 }
 
 /// SPLIT_TUPLE block 1: the postfix on a page of its own.
-pub(super) fn split_postfix(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn split_postfix(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let split = SplitTuple::read(&part.main)?;
     if split.same_page {
         return Err(RedoReason::Malformed("block without a part in the change"));

@@ -14,7 +14,7 @@ use super::{
 use crate::{change::RecordPart, page::Page};
 
 /// ADD_LEAF block 0: the leaf page.
-pub(super) fn add(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn add(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let add = AddLeaf::read(&part.main)?;
     if add.is_new_page {
         page::init_leaf(page, add.stores_nulls)?;
@@ -30,18 +30,18 @@ pub(super) fn add(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReas
 }
 
 /// ADD_LEAF block 1: the downlink to a new chain.
-pub(super) fn add_parent(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn add_parent(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let add = AddLeaf::read(&part.main)?;
     add.parent.set(page, index_tuple::tid(needed_block(part, 0)?, add.offset))
 }
 
 /// Where the moved chain begins.
-fn new_place(part: &RecordPart, moved: &MoveLeafs<'_>) -> Result<Tid, RedoReason> {
+fn new_place(part: &RecordPart<'_>, moved: &MoveLeafs<'_>) -> Result<Tid, RedoReason> {
     Ok(index_tuple::tid(needed_block(part, 1)?, moved.new_head()?))
 }
 
 /// MOVE_LEAFS block 0: the page the chain leaves.
-pub(super) fn move_source(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn move_source(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let moved = MoveLeafs::read(&part.main)?;
     let grave = Grave { xid: moved.origin.xid, target: new_place(part, &moved)? };
     let first = if moved.origin.is_build { State::Placeholder } else { State::Redirect };
@@ -49,7 +49,10 @@ pub(super) fn move_source(part: &RecordPart, page: &mut Page<'_>) -> Result<(), 
 }
 
 /// MOVE_LEAFS block 1: the page the chain goes to, with the tuple that did not fit on the other.
-pub(super) fn move_destination(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn move_destination(
+    part: &RecordPart<'_>,
+    page: &mut Page<'_>,
+) -> Result<(), RedoReason> {
     let moved = MoveLeafs::read(&part.main)?;
     if moved.is_new_page {
         page::init_leaf(page, moved.stores_nulls)?;
@@ -61,7 +64,7 @@ pub(super) fn move_destination(part: &RecordPart, page: &mut Page<'_>) -> Result
 }
 
 /// MOVE_LEAFS block 2: the downlink to the chain.
-pub(super) fn move_parent(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn move_parent(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let moved = MoveLeafs::read(&part.main)?;
     moved.parent.set(page, new_place(part, &moved)?)
 }

@@ -38,7 +38,7 @@ mod kind {
 /// Applies the part of a SP-GiST record that concerns `page`.
 pub(super) fn redo(
     ctx: &Context<'_>,
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
 ) -> Result<(), RedoReason> {
     use kind::*;
@@ -69,6 +69,6 @@ pub(super) fn redo(
 }
 
 /// The number of a block that the record cannot be without.
-fn needed_block(part: &RecordPart, id: u8) -> Result<u32, RedoReason> {
+fn needed_block(part: &RecordPart<'_>, id: u8) -> Result<u32, RedoReason> {
     part.block_number(id).ok_or(RedoReason::Malformed("record without the block it links to"))
 }

@@ -15,12 +15,12 @@ use super::{
 use crate::{change::RecordPart, page::Page};
 
 /// Where the new inner tuple is.
-fn inner_place(part: &RecordPart, split: &PickSplit<'_>) -> Result<Tid, RedoReason> {
+fn inner_place(part: &RecordPart<'_>, split: &PickSplit<'_>) -> Result<Tid, RedoReason> {
     Ok(index_tuple::tid(needed_block(part, 2)?, split.inner_offset))
 }
 
 /// Block 0: the leaf page whose chain is split.
-pub(super) fn source(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn source(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let split = PickSplit::read(&part.main)?;
     let body = split.body()?;
     if split.is_root_split {
@@ -41,7 +41,7 @@ pub(super) fn source(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoR
 }
 
 /// Block 1: another leaf page.
-pub(super) fn destination(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn destination(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let split = PickSplit::read(&part.main)?;
     if split.destination_is_new {
         page::init_leaf(page, split.stores_nulls)?;
@@ -57,7 +57,7 @@ fn add_leaves(body: &PickSplitBody<'_>, side: Side, page: &mut Page<'_>) -> Resu
 }
 
 /// Block 2: the page of the new inner tuple.
-pub(super) fn inner(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn inner(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let split = PickSplit::read(&part.main)?;
     if split.inner_is_new {
         page::init(page, page::nulls_flag(split.stores_nulls))?;
@@ -70,7 +70,7 @@ pub(super) fn inner(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoRe
 }
 
 /// Block 3: the parent, on a page of its own.
-pub(super) fn parent(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn parent(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let split = PickSplit::read(&part.main)?;
     split.parent.set(page, inner_place(part, &split)?)
 }

@@ -1,4 +1,5 @@
-use bytes::Bytes;
+use std::borrow::Cow;
+
 use proptest::prelude::*;
 use treering_types::{Fork, Key, Lsn, PAGE_SIZE, RelTag};
 
@@ -21,7 +22,12 @@ const XID: u32 = 700;
 /// Block numbers of the records here, by block id.
 const BLOCKS: [u32; 4] = [7, 8, 9, 10];
 
-fn part(info: u8, block_id: u8, block_ids: &[u8], main: impl Into<Bytes>) -> RecordPart {
+fn part(
+    info: u8,
+    block_id: u8,
+    block_ids: &[u8],
+    main: impl Into<Cow<'static, [u8]>>,
+) -> RecordPart<'static> {
     let blocks = block_ids.iter().map(|id| PartBlock {
         id: *id,
         block: BLOCKS[usize::from(*id)],
@@ -35,28 +41,28 @@ fn part(info: u8, block_id: u8, block_ids: &[u8], main: impl Into<Bytes>) -> Rec
         will_init: false,
         hints_logged: false,
         blocks: blocks.collect(),
-        data: Bytes::new(),
+        data: Cow::Borrowed(&[]),
         main: main.into(),
     }
 }
 
-fn run(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn run(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     run_as(PgMajor::V15, part, page)
 }
 
-fn run_as(major: PgMajor, part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+fn run_as(major: PgMajor, part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     redo(&Context { major, lsn: END, key: &Key::rel_block(REL, 7) }, part, page)
 }
 
 /// `main` as it is stored for one block.
-fn cut(info: u8, block_id: u8, block_ids: &[u8], main: &[u8]) -> Bytes {
+fn cut(info: u8, block_id: u8, block_ids: &[u8], main: &[u8]) -> Vec<u8> {
     let block = |id: &u8| Block {
         id: *id,
         rel: REL,
         block: BLOCKS[usize::from(*id)],
         will_init: false,
         image: None,
-        data: Bytes::new(),
+        data: &[],
     };
     let record = Record {
         start: Lsn(END.0 - 64),
@@ -67,11 +73,11 @@ fn cut(info: u8, block_id: u8, block_ids: &[u8], main: &[u8]) -> Bytes {
         info,
         toplevel_xid: None,
         origin: None,
-        main: Bytes::copy_from_slice(main),
+        main,
         blocks: block_ids.iter().map(block).collect(),
-        raw: Bytes::new(),
+        raw: &Vec::new().into(),
     };
-    main_for(&record, block_id)
+    main_for(&record, block_id).into_owned()
 }
 
 fn numbers(numbers: &[u16]) -> Vec<u8> {

@@ -13,7 +13,7 @@ use crate::{change::RecordPart, fields::Fields, page::Page};
 const ORIGIN_SIZE: usize = 8;
 
 /// VACUUM_LEAF: empties chains, shortens them, and moves later tuples into the place of a removed first one.
-pub(super) fn leaf(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn leaf(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     let mut count = || main.u16().map(usize::from);
     let (dead, placeholders, moves, chains) = (count()?, count()?, count()?, count()?);
@@ -39,7 +39,7 @@ pub(super) fn leaf(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoRea
 }
 
 /// VACUUM_ROOT: a root that is still a leaf has no chains, so its tuples just go.
-pub(super) fn root(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoReason> {
+pub(super) fn root(part: &RecordPart<'_>, page: &mut Page<'_>) -> Result<(), RedoReason> {
     let mut main = Fields::main(part);
     let count = usize::from(main.u16()?);
     main.skip(2 + ORIGIN_SIZE)?;
@@ -48,7 +48,7 @@ pub(super) fn root(part: &RecordPart, page: &mut Page<'_>) -> Result<(), RedoRea
 
 /// VACUUM_REDIRECT: redirects nobody follows any more become placeholders, and placeholders at the end go.
 pub(super) fn redirects(
-    part: &RecordPart,
+    part: &RecordPart<'_>,
     page: &mut Page<'_>,
     has_catalog_flag: bool,
 ) -> Result<(), RedoReason> {

@@ -1,9 +1,10 @@
 //! The pages that a record references.
 
-use bytes::Bytes;
+use std::borrow::Cow;
+
 use treering_types::{Lsn, RelTag};
 
-use super::{Effect, EffectFault, Located};
+use super::{Effect, EffectFault, Effects, Located};
 use crate::{
     change::{PageChange, PartBlock, RecordPart},
     redo::{self, rmgr, xlog},
@@ -23,13 +24,13 @@ const HASH_SQUEEZE_PAGE: u8 = 0x80;
 const HASH_DELETE: u8 = 0x90;
 
 /// One effect for every block that the record changes.
-pub(super) fn page_effects(
+pub(super) fn page_effects<'a>(
     state: &ClusterState,
-    record: &Record,
-    out: &mut Vec<Effect>,
+    record: &'a Record<'_>,
+    out: &mut Effects<'a>,
 ) -> Result<(), Located> {
     for block in &record.blocks {
-        let image = block.image.as_ref().map_or(&block.data, |image| &image.bytes);
+        let image = block.image.as_ref().map_or(block.data, |image| image.bytes.front());
         let change = change_of(state, record, block);
         if let Some(change) = change.map_err(|fault| (record.offset_of(image), fault))? {
             out.push(Effect::Page { rel: block.rel, block: block.block, change });
@@ -40,23 +41,28 @@ pub(super) fn page_effects(
 
 /// A record of a resource manager that is not built in and references no page: kept, because nobody knows what
 /// it does. Its pages have been kept as unhandled.
-pub(super) fn foreign(record: &Record, out: &mut Vec<Effect>) -> Option<()> {
+pub(super) fn foreign<'a>(record: &'a Record<'_>, out: &mut Effects<'a>) -> Option<()> {
     if record.blocks.is_empty() {
         let (rmid, info) = (record.rmid, record.info);
-        out.push(Effect::Unhandled { rel: None, rmid, info, record: record.raw.clone() });
+        out.push(Effect::Unhandled {
+            rel: None,
+            rmid,
+            info,
+            record: Cow::Borrowed(record.raw.whole()),
+        });
     }
     Some(())
 }
 
-fn change_of(
+fn change_of<'a>(
     state: &ClusterState,
-    record: &Record,
-    block: &Block,
-) -> Result<Option<PageChange>, EffectFault> {
+    record: &'a Record<'_>,
+    block: &'a Block<'_>,
+) -> Result<Option<PageChange<'a>>, EffectFault> {
     if let Some(image) = applied_image(block) {
         let image = image.restore_at(record.end)?;
         return Ok(Some(match changes_after_image(record, block.id) {
-            true => PageChange::ImageThenRecord { image, part: cut(state, record, block) },
+            true => PageChange::ImageThenRecord(Box::new((image, cut(state, record, block)))),
             false => PageChange::Image(image),
         }));
     }
@@ -74,29 +80,30 @@ fn change_of(
     }))
 }
 
-/// What a record that an earlier version kept whole, having no redo for it, does to one of its blocks. `raw` is the
-/// record's bytes, `end` where it ended. `None` if it is no record, or does nothing to the block.
-pub(crate) fn change_of_kept(
+/// Calls `apply` with what a record that an earlier version kept whole, having no redo for it, does to one of its
+/// blocks. `raw` is the record's bytes, `end` where it ended. `None` if it is no record, or does nothing to the block.
+pub(crate) fn apply_kept<T>(
     major: PgMajor,
-    raw: &Bytes,
+    raw: &[u8],
     end: Lsn,
-    rel: RelTag,
-    number: u32,
-) -> Option<PageChange> {
+    (rel, number): (RelTag, u32),
+    apply: impl FnOnce(&PageChange<'_>) -> T,
+) -> Option<T> {
     // Where it began matters to messages only. Hint logging matters to Heap2 only, which was never kept.
-    let raw = RawRecord { start: end, end, bytes: raw.clone() };
+    let raw = RawRecord { start: end, end, bytes: raw.into() };
     let record = Record::decode(major, &raw).ok().filter(|record| redo::is_native(record.rmid))?;
     let block = record.blocks.iter().find(|block| (block.rel, block.block) == (rel, number))?;
-    change_of(&ClusterState::default(), &record, block).ok()?
+    let change = change_of(&ClusterState::default(), &record, block).ok()??;
+    Some(apply(&change))
 }
 
 /// The image that redo restores; one without APPLY only serves `wal_consistency_checking`.
-fn applied_image(block: &Block) -> Option<&BlockImage> {
+fn applied_image<'a, 'r>(block: &'a Block<'r>) -> Option<&'a BlockImage<'r>> {
     block.image.as_ref().filter(|image| image.apply)
 }
 
 /// Blocks that redo changes after restoring their image (WAL.md E8): the complete list.
-fn changes_after_image(record: &Record, block_id: u8) -> bool {
+fn changes_after_image(record: &Record<'_>, block_id: u8) -> bool {
     matches!(
         (record.rmid, record.info & 0xf0, block_id),
         (rmgr::GIST, GIST_PAGE_UPDATE, 1)
@@ -107,7 +114,7 @@ fn changes_after_image(record: &Record, block_id: u8) -> bool {
 }
 
 /// Blocks that are referenced for their lock only (WAL.md E9): neither bytes nor LSN change.
-fn only_registered(record: &Record, block_id: u8) -> bool {
+fn only_registered(record: &Record<'_>, block_id: u8) -> bool {
     let locking = matches!(
         (record.rmid, record.info & 0xf0),
         (rmgr::HASH, HASH_MOVE_PAGE_CONTENTS | HASH_SQUEEZE_PAGE | HASH_DELETE)
@@ -115,13 +122,13 @@ fn only_registered(record: &Record, block_id: u8) -> bool {
     locking && block_id == 0
 }
 
-fn unhandled(record: &Record) -> PageChange {
+fn unhandled<'a>(record: &'a Record<'_>) -> PageChange<'a> {
     let (rmid, info) = (record.rmid, record.info);
-    PageChange::Unhandled { rmid, info, record: record.raw.clone() }
+    PageChange::Unhandled { rmid, info, record: Cow::Borrowed(record.raw.whole()) }
 }
 
 /// The part of the record that redo of one block needs.
-fn cut(state: &ClusterState, record: &Record, block: &Block) -> RecordPart {
+fn cut<'a>(state: &ClusterState, record: &'a Record<'_>, block: &'a Block<'_>) -> RecordPart<'a> {
     let blocks = record.blocks.iter().map(|other| PartBlock {
         id: other.id,
         block: other.block,
@@ -135,7 +142,7 @@ fn cut(state: &ClusterState, record: &Record, block: &Block) -> RecordPart {
         will_init: block.will_init,
         hints_logged: state.parameters.hints_logged(),
         blocks: blocks.collect(),
-        data: block.data.clone(),
+        data: Cow::Borrowed(block.data),
         main: redo::main_for(record, block.id),
     }
 }

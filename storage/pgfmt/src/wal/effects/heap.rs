@@ -5,7 +5,7 @@
 
 use treering_types::{Fork, PAGE_SIZE};
 
-use super::Effect;
+use super::{Effect, Effects};
 use crate::{
     change::PageChange,
     cursor::Cursor,
@@ -20,7 +20,11 @@ const BOTH_BITS: u8 = 3;
 /// Operation bits of the info byte; 0x80 says that the page is initialised.
 const OPERATION: u8 = 0x70;
 
-pub(super) fn heap(record: &Record, fields: &mut Cursor<'_>, out: &mut Vec<Effect>) -> Option<()> {
+pub(super) fn heap(
+    record: &Record<'_>,
+    fields: &mut Cursor<'_>,
+    out: &mut Effects<'_>,
+) -> Option<()> {
     const INSERT: u8 = 0x00;
     const DELETE: u8 = 0x10;
     const UPDATE: u8 = 0x20;
@@ -44,9 +48,9 @@ pub(super) fn heap(record: &Record, fields: &mut Cursor<'_>, out: &mut Vec<Effec
 
 pub(super) fn heap2(
     state: &mut ClusterState,
-    record: &Record,
+    record: &Record<'_>,
     fields: &mut Cursor<'_>,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'_>,
 ) -> Option<()> {
     const MULTI_INSERT: u8 = 0x50;
     const LOCK_UPDATED: u8 = 0x60;
@@ -66,7 +70,7 @@ fn byte_at(fields: &mut Cursor<'_>, skipped: usize) -> Option<u8> {
     fields.u8()
 }
 
-fn clear_if(cleared: bool, record: &Record, block_id: u8, bits: u8, out: &mut Vec<Effect>) {
+fn clear_if(cleared: bool, record: &Record<'_>, block_id: u8, bits: u8, out: &mut Effects<'_>) {
     let Some(heap) = record.block(block_id).filter(|_| cleared) else { return };
     out.push(Effect::PageIfExists {
         rel: heap.rel.with_fork(Fork::VisibilityMap),

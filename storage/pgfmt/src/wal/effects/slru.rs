@@ -5,7 +5,7 @@
 
 use treering_types::SlruKind;
 
-use super::Effect;
+use super::{Effect, Effects};
 use crate::{
     change::PageChange,
     cursor::Cursor,
@@ -19,10 +19,10 @@ const TRUNCATE: u8 = 0x10;
 
 pub(super) fn clog(
     state: &mut ClusterState,
-    record: &Record,
+    record: &Record<'_>,
     fields: &mut Cursor<'_>,
     major: PgMajor,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'_>,
 ) -> Option<()> {
     let page = page_number(fields, major)?;
     match record.rmgr_info() {
@@ -35,10 +35,10 @@ pub(super) fn clog(
 
 pub(super) fn commit_ts(
     state: &mut ClusterState,
-    record: &Record,
+    record: &Record<'_>,
     fields: &mut Cursor<'_>,
     major: PgMajor,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'_>,
 ) -> Option<()> {
     let page = page_number(fields, major)?;
     match record.rmgr_info() {
@@ -51,10 +51,10 @@ pub(super) fn commit_ts(
 
 pub(super) fn multixact(
     state: &mut ClusterState,
-    record: &Record,
+    record: &Record<'_>,
     fields: &mut Cursor<'_>,
     major: PgMajor,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'_>,
 ) -> Option<()> {
     const ZERO_OFFSETS_PAGE: u8 = 0x00;
     const ZERO_MEMBERS_PAGE: u8 = 0x10;
@@ -84,7 +84,7 @@ pub(super) fn multixact(
 fn create_multixact(
     state: &mut ClusterState,
     fields: &mut Cursor<'_>,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'_>,
 ) -> Option<()> {
     let (multi, first, count) = (fields.u32()?, fields.u32()?, fields.count()?);
     let words = fields.u32s(count.checked_mul(2)?)?;
@@ -115,7 +115,10 @@ fn create_multixact(
 }
 
 /// The status bits of a transaction and its subtransactions.
-pub(super) fn xact_status(status: u8, xids: &[u32]) -> impl Iterator<Item = Effect> + use<> {
+pub(super) fn xact_status<'a>(
+    status: u8,
+    xids: &[u32],
+) -> impl Iterator<Item = Effect<'a>> + use<'a> {
     let by_page = group_by_page(xids, |xid| xid / XACTS_PER_PAGE);
     by_page.into_iter().map(move |(page, xids)| {
         slru(SlruKind::Xact, page, PageChange::XactStatus { status, xids })
@@ -123,11 +126,11 @@ pub(super) fn xact_status(status: u8, xids: &[u32]) -> impl Iterator<Item = Effe
 }
 
 /// The commit time of a transaction and its subtransactions.
-pub(super) fn commit_time(
+pub(super) fn commit_time<'a>(
     time: i64,
     origin: u16,
     xids: &[u32],
-) -> impl Iterator<Item = Effect> + use<> {
+) -> impl Iterator<Item = Effect<'a>> + use<'a> {
     let by_page = group_by_page(xids, |xid| xid / COMMIT_TIMES_PER_PAGE);
     by_page.into_iter().map(move |(page, xids)| {
         slru(SlruKind::CommitTs, page, PageChange::CommitTime { time, origin, xids })
@@ -135,11 +138,11 @@ pub(super) fn commit_time(
 }
 
 /// The `pg_commit_ts` page that switching commit timestamps on creates without a record (E11).
-pub(super) fn first_commit_ts_page(next_xid: u32) -> Effect {
+pub(super) fn first_commit_ts_page(next_xid: u32) -> Effect<'static> {
     slru(SlruKind::CommitTs, next_xid / COMMIT_TIMES_PER_PAGE, PageChange::Zero)
 }
 
-fn slru(kind: SlruKind, page: u32, change: PageChange) -> Effect {
+fn slru(kind: SlruKind, page: u32, change: PageChange<'static>) -> Effect<'static> {
     Effect::Slru { kind, page, change }
 }
 

@@ -4,10 +4,14 @@
 use bytes::Bytes;
 use treering_types::{Fork, PAGE_SIZE, RelTag};
 
-use super::{DatabaseDir, Effect, EffectFault, heap::HEAP_BLOCKS_PER_MAP_PAGE};
+use super::{DatabaseDir, Effect, EffectFault, Effects, heap::HEAP_BLOCKS_PER_MAP_PAGE};
 use crate::{change::PageChange, cursor::Cursor, relmap, version::PgMajor, wal::record::Record};
 
-pub(super) fn smgr(record: &Record, fields: &mut Cursor<'_>, out: &mut Vec<Effect>) -> Option<()> {
+pub(super) fn smgr(
+    record: &Record<'_>,
+    fields: &mut Cursor<'_>,
+    out: &mut Effects<'_>,
+) -> Option<()> {
     const CREATE: u8 = 0x10;
     const TRUNCATE: u8 = 0x20;
     match record.rmgr_info() {
@@ -28,7 +32,7 @@ pub(super) fn smgr(record: &Record, fields: &mut Cursor<'_>, out: &mut Vec<Effec
 
 /// `smgr_redo`: the relation is created first if it is missing; the sizes of the maps follow from the heap's, and
 /// the tail of the last visibility-map page is cleared (WAL.md E2).
-fn truncate(rel: RelTag, blocks: u32, flags: u32, out: &mut Vec<Effect>) {
+fn truncate(rel: RelTag, blocks: u32, flags: u32, out: &mut Effects<'_>) {
     const HEAP: u32 = 1;
     const VISIBILITY_MAP: u32 = 2;
     const FREE_SPACE_MAP: u32 = 4;
@@ -66,9 +70,9 @@ fn free_space_map_blocks(heap_blocks: u32) -> u32 {
 }
 
 pub(super) fn database(
-    record: &Record,
+    record: &Record<'_>,
     fields: &mut Cursor<'_>,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'_>,
 ) -> Option<()> {
     const CREATE_FILE_COPY: u8 = 0x00;
     const CREATE_WAL_LOG: u8 = 0x10;
@@ -95,9 +99,9 @@ pub(super) fn database(
 }
 
 pub(super) fn tablespace(
-    record: &Record,
+    record: &Record<'_>,
     fields: &mut Cursor<'_>,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'_>,
 ) -> Option<()> {
     const CREATE: u8 = 0x00;
     const DROP: u8 = 0x10;
@@ -114,21 +118,21 @@ pub(super) fn tablespace(
 }
 
 pub(super) fn rel_map(
-    record: &Record,
+    record: &Record<'_>,
     fields: &mut Cursor<'_>,
     major: PgMajor,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'_>,
 ) -> Result<(), EffectFault> {
     const UPDATE: u8 = 0x00;
     let (dir, map) = rel_map_update(fields)
         .filter(|_| record.rmgr_info() == UPDATE)
         .ok_or(EffectFault::Malformed)?;
-    let file = Bytes::from(relmap::file_from_record(major, &map)?);
+    let file = Bytes::from(relmap::file_from_record(major, map)?);
     out.push(Effect::RelMap { dir, file });
     Ok(())
 }
 
-fn rel_map_update(fields: &mut Cursor<'_>) -> Option<(DatabaseDir, Bytes)> {
+fn rel_map_update<'a>(fields: &mut Cursor<'a>) -> Option<(DatabaseDir, &'a [u8])> {
     let dir = DatabaseDir { database: fields.u32()?, tablespace: fields.u32()? };
     let size = fields.count()?;
     Some((dir, fields.slice(size)?))

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use treering_types::{Fork, RelTag};
 
-use super::{Effect, OriginChange, slru};
+use super::{Effect, Effects, OriginChange, slru};
 use crate::{
     cursor::Cursor,
     page::max_align,
@@ -26,10 +26,10 @@ const STATUS_ABORTED: u8 = 2;
 
 pub(super) fn xact(
     state: &mut ClusterState,
-    record: &Record,
+    record: &Record<'_>,
     fields: &mut Cursor<'_>,
     major: PgMajor,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'_>,
 ) -> Option<()> {
     match record.info & OPERATION {
         COMMIT | COMMIT_PREPARED | ABORT | ABORT_PREPARED => {
@@ -70,7 +70,11 @@ struct OriginProgress {
 
 impl TransactionEnd {
     /// `ParseCommitRecord`, `ParseAbortRecord` (`access/rmgrdesc/xactdesc.c`).
-    fn parse(record: &Record, fields: &mut Cursor<'_>, major: PgMajor) -> Option<TransactionEnd> {
+    fn parse(
+        record: &Record<'_>,
+        fields: &mut Cursor<'_>,
+        major: PgMajor,
+    ) -> Option<TransactionEnd> {
         const HAS_INFO: u8 = 0x80;
         const DATABASE: u32 = 1 << 0;
         const SUBXACTS: u32 = 1 << 1;
@@ -128,7 +132,7 @@ impl TransactionEnd {
     }
 
     /// In the order of `xact_redo_commit` and `xact_redo_abort`.
-    fn effects(&self, state: &mut ClusterState, record: &Record, out: &mut Vec<Effect>) {
+    fn effects(&self, state: &mut ClusterState, record: &Record<'_>, out: &mut Effects<'_>) {
         let tree: Vec<u32> =
             [self.xid].iter().chain(&self.subxids).copied().filter(|xid| *xid != 0).collect();
         tree.iter().for_each(|xid| state.note_xid(*xid));
@@ -155,9 +159,9 @@ impl TransactionEnd {
 /// A PREPARE record is the two-phase state file without its CRC; it begins with the file's header.
 fn prepare(
     state: &mut ClusterState,
-    record: &Record,
+    record: &Record<'_>,
     fields: &mut Cursor<'_>,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'_>,
 ) -> Option<()> {
     const HEADER_SIZE: usize = 72;
     fields.skip(8)?;
@@ -171,16 +175,16 @@ fn prepare(
     fields.skip(max_align(usize::from(gid_length)))?;
     state.note_xid(xid);
     fields.u32s(subxid_count)?.iter().for_each(|xid| state.note_xid(*xid));
-    let file = Bytes::from(twophase::file_bytes(&record.main));
+    let file = Bytes::from(twophase::file_bytes(record.main));
     out.push(Effect::TwoPhasePrepared { full_xid: state.full_xid(xid), file });
     out.extend(origin_effect(record.origin.unwrap_or(0), remote_lsn));
     Some(())
 }
 
 pub(super) fn origin(
-    record: &Record,
+    record: &Record<'_>,
     fields: &mut Cursor<'_>,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'_>,
 ) -> Option<()> {
     const SET: u8 = 0x00;
     const DROP: u8 = 0x10;
@@ -202,7 +206,7 @@ pub(super) fn origin(
 }
 
 /// Progress noted by a transaction. Origin 0 is none, and progress never goes back this way: 0 is none either.
-fn origin_effect(id: u16, remote_lsn: u64) -> Option<Effect> {
+fn origin_effect(id: u16, remote_lsn: u64) -> Option<Effect<'static>> {
     let progressed = id != 0 && remote_lsn != 0;
     progressed.then_some(Effect::Origin { id, change: OriginChange::AtLeast(remote_lsn) })
 }

@@ -1,6 +1,6 @@
 //! Checkpoints, counters and settings (`catalog/pg_control.h`, `access/xlog_internal.h`, `storage/standbydefs.h`).
 
-use super::{Effect, EffectFault, slru};
+use super::{EffectFault, Effects, slru};
 use crate::{
     control::CheckPoint,
     cursor::Cursor,
@@ -23,10 +23,10 @@ const WAL_LEVEL_MINIMAL: u32 = 0;
 /// END_OF_RECOVERY, OVERWRITE_CONTRECORD, CHECKPOINT_REDO) change nothing that is kept.
 pub(super) fn xlog(
     state: &mut ClusterState,
-    record: &Record,
+    record: &Record<'_>,
     fields: &mut Cursor<'_>,
     major: PgMajor,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'_>,
 ) -> Result<(), EffectFault> {
     follow(state, record, fields, major, out).ok_or(EffectFault::Malformed)?;
     let changed = record.rmgr_info() == PARAMETER_CHANGE;
@@ -38,10 +38,10 @@ pub(super) fn xlog(
 
 fn follow(
     state: &mut ClusterState,
-    record: &Record,
+    record: &Record<'_>,
     fields: &mut Cursor<'_>,
     major: PgMajor,
-    out: &mut Vec<Effect>,
+    out: &mut Effects<'_>,
 ) -> Option<()> {
     match record.rmgr_info() {
         CHECKPOINT_SHUTDOWN => {
@@ -68,7 +68,7 @@ fn follow(
 /// RUNNING_XACTS knows the next xid; the rest of the standby records is for hot standby only.
 pub(super) fn standby(
     state: &mut ClusterState,
-    record: &Record,
+    record: &Record<'_>,
     fields: &mut Cursor<'_>,
 ) -> Option<()> {
     const RUNNING_XACTS: u8 = 0x10;
@@ -81,7 +81,7 @@ pub(super) fn standby(
 
 fn note_checkpoint(
     state: &mut ClusterState,
-    record: &Record,
+    record: &Record<'_>,
     major: PgMajor,
 ) -> Option<CheckPoint> {
     let payload = *record.main.first_chunk()?;
@@ -108,7 +108,7 @@ fn changed_parameters(state: &ClusterState, fields: &mut Cursor<'_>) -> Option<P
 
 /// Switching commit timestamps on creates the current page and starts the range there, switching them off ends
 /// both, each without a record of its own (WAL.md E11; `CommitTsParameterChange`).
-fn change_parameters(state: &mut ClusterState, new: Parameters, out: &mut Vec<Effect>) {
+fn change_parameters(state: &mut ClusterState, new: Parameters, out: &mut Effects<'_>) {
     let was_tracking = state.parameters.track_commit_timestamp;
     state.parameters = new;
     match (was_tracking, new.track_commit_timestamp) {

@@ -97,8 +97,9 @@ fn decode(log: &Log, bytes: &[u8], cuts: &[usize]) -> (Vec<Span>, Option<WalErro
     loop {
         match decoder.next_record() {
             Ok(Some(raw)) => {
-                assert!(raw.end <= decoder.fed_to() && decoder.position() == raw.end);
-                found.push((raw.start, raw.end, raw.bytes.to_vec()));
+                let span = (raw.start, raw.end, raw.bytes.to_vec());
+                assert!(span.1 <= decoder.fed_to() && decoder.position() == span.1);
+                found.push(span);
             }
             Ok(None) if rest.is_empty() => return (found, None),
             Ok(None) => {
