@@ -14,9 +14,9 @@ use crate::{context::Context, engine::Engine};
 /// It looks around at least this often.
 const TICK: Duration = Duration::from_millis(500);
 
-/// How writers and the engine talk to the thread.
+/// How writers and the engine talk to a thread.
 #[derive(Default)]
-pub(crate) struct FlushQueue {
+pub(crate) struct Bell {
     signals: Mutex<Signals>,
     changed: Condvar,
 }
@@ -27,9 +27,9 @@ struct Signals {
     stop: bool,
 }
 
-impl FlushQueue {
-    /// Something was frozen.
-    pub fn wake(&self) {
+impl Bell {
+    /// There is work.
+    pub fn ring(&self) {
         self.signals.lock().work = true;
         self.changed.notify_one();
     }
@@ -41,7 +41,7 @@ impl FlushQueue {
     }
 
     /// Waits for a signal or the next tick; false when it is time to stop.
-    fn wait(&self) -> bool {
+    pub fn wait(&self) -> bool {
         let deadline = Instant::now() + TICK;
         let mut signals = self.signals.lock();
         while !signals.work && !signals.stop {
@@ -57,7 +57,7 @@ impl FlushQueue {
 /// Starts the thread; it ends when the engine is dropped.
 pub(crate) fn spawn(context: Arc<Context>, engine: Weak<Engine>) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("treering-flush".to_owned()).spawn(move || {
-        while context.flush_queue.wait() {
+        while context.flush_bell.wait() {
             let Some(engine) = engine.upgrade() else { break };
             turn(&engine);
         }

@@ -1,23 +1,66 @@
-//! What all timelines of one engine share: file system, bounds, caches, the flush queue, the memory gauge.
+//! What all timelines of one engine share: file system, bounds, caches, the bells of its threads, the memory gauge.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
 };
 
 use treering_fs::FileSystem;
 
-use crate::{background::FlushQueue, cache::Caches, options::EngineOptions};
+use crate::{background::Bell, cache::Caches, options::EngineOptions};
+
+/// Bytes of layer files since the engine was opened.
+#[derive(Default)]
+pub(crate) struct Traffic {
+    pub flushed: AtomicU64,
+    pub merge_read: AtomicU64,
+    pub merge_written: AtomicU64,
+}
+
+impl Traffic {
+    pub fn count_flush(&self, bytes: u64) {
+        self.flushed.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn count_merge(&self, read: u64, written: u64) {
+        self.merge_read.fetch_add(read, Ordering::Relaxed);
+        self.merge_written.fetch_add(written, Ordering::Relaxed);
+    }
+
+    pub fn now(&self) -> TrafficInfo {
+        TrafficInfo {
+            flushed_bytes: self.flushed.load(Ordering::Relaxed),
+            merge_read_bytes: self.merge_read.load(Ordering::Relaxed),
+            merge_written_bytes: self.merge_written.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Bytes of layer files since the engine was opened: written by flushes, read and written by merges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrafficInfo {
+    pub flushed_bytes: u64,
+    pub merge_read_bytes: u64,
+    pub merge_written_bytes: u64,
+}
 
 /// See the module. No globals: two engines in one process share nothing.
 pub(crate) struct Context {
     pub fs: Arc<dyn FileSystem>,
     pub options: EngineOptions,
     pub caches: Caches,
-    pub flush_queue: FlushQueue,
+    pub flush_bell: Bell,
+    pub compaction_bell: Bell,
     /// Memory of all open and frozen layers.
     pub open_bytes: Arc<AtomicUsize>,
+    /// Of all timelines, deleted ones included.
+    pub traffic: Traffic,
     serials: AtomicU64,
+    opened_at: Instant,
+    stopping: AtomicBool,
 }
 
 impl Context {
@@ -27,15 +70,35 @@ impl Context {
             fs,
             options,
             caches,
-            flush_queue: FlushQueue::default(),
+            flush_bell: Bell::default(),
+            compaction_bell: Bell::default(),
             open_bytes: Arc::default(),
+            traffic: Traffic::default(),
             serials: AtomicU64::new(1),
+            opened_at: Instant::now(),
+            stopping: AtomicBool::new(false),
         }
     }
 
     /// A number that names a timeline or a file in the caches; never given twice.
     pub fn next_serial(&self) -> u64 {
         self.serials.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The engine goes: work that can be done again later ends soon.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.flush_bell.stop();
+        self.compaction_bell.stop();
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// True once whoever held a lease before the engine was opened has had time to ask again.
+    pub fn may_collect(&self) -> bool {
+        self.opened_at.elapsed() >= self.options.gc_delay
     }
 
     /// True when open layers take more memory than they may.

@@ -18,8 +18,8 @@ use treering_fs::{FileSystem, create_dir_durably};
 use treering_types::{TenantId, TimelineId};
 
 use crate::{
-    background,
-    context::Context,
+    background, compact,
+    context::{Context, TrafficInfo},
     error::{EngineError, Result},
     manifest::{MANIFEST_FILE, TenantManifest, invariants, store},
     options::EngineOptions,
@@ -28,14 +28,14 @@ use crate::{
     timeline::Timeline,
 };
 
-/// See the module. Dropping it stops its thread and writes nothing: what was not flushed is to be ingested again.
+/// See the module. Dropping it stops its threads and writes nothing: what was not flushed is to be ingested again.
 pub struct Engine {
     root: PathBuf,
     context: Arc<Context>,
     tenants: RwLock<BTreeMap<TenantId, Arc<Tenant>>>,
     /// Held while tenants come and go.
     changing: Mutex<()>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Engine {
@@ -62,12 +62,14 @@ impl Engine {
             context: Arc::clone(&context),
             tenants: RwLock::new(tenants),
             changing: Mutex::new(()),
-            thread: Mutex::new(None),
+            threads: Mutex::default(),
         });
         if background {
-            let spawned = background::spawn(context, Arc::downgrade(&engine));
-            let thread = spawned.map_err(|error| EngineError::io("starting", root, error))?;
-            *engine.thread.lock() = Some(thread);
+            let error = |error| EngineError::io("starting", root, error);
+            let flush = background::spawn(Arc::clone(&context), Arc::downgrade(&engine));
+            let flush = flush.map_err(error)?;
+            let compaction = compact::thread::spawn(context, Arc::downgrade(&engine));
+            engine.threads.lock().extend([flush, compaction.map_err(error)?]);
         }
         Ok(engine)
     }
@@ -141,6 +143,11 @@ impl Engine {
         results.into_iter().collect()
     }
 
+    /// What flushes and merges have read and written, of all timelines.
+    pub fn traffic(&self) -> TrafficInfo {
+        self.context.traffic.now()
+    }
+
     pub(crate) fn context(&self) -> &Context {
         &self.context
     }
@@ -148,11 +155,13 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.context.flush_queue.stop();
-        let Some(thread) = self.thread.lock().take() else { return };
-        // The thread itself may hold the last reference for a moment; it ends by itself then.
-        if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
-            tracing::error!("the flush thread panicked");
+        self.context.stop();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            // The thread itself may hold the last reference for a moment; it ends by itself then.
+            if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+                tracing::error!("a background thread panicked");
+            }
         }
     }
 }

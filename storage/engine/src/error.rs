@@ -33,6 +33,9 @@ pub enum EngineError {
     /// Before the first position that the root of this history knows.
     #[error("{wanted} lies before the history of timeline {timeline}, which begins at {start_lsn}")]
     BeforeHistory { timeline: TimelineId, wanted: Lsn, start_lsn: Lsn },
+    /// Gc has been there. `earliest_time`: stamp of the last commit or abort at `earliest`, µs since 2000-01-01.
+    #[error("{wanted} on timeline {timeline} is no longer kept: history begins at {earliest}")]
+    BelowCutOff { timeline: TimelineId, wanted: Lsn, earliest: Lsn, earliest_time: Option<i64> },
     #[error("relation {rel} does not exist at {lsn}")]
     NoRelation { rel: RelTag, lsn: Lsn },
     #[error("block {block} of relation {rel} is past its end at {lsn}: it has {blocks} blocks")]
@@ -80,7 +83,7 @@ impl EngineError {
             | EngineError::HasChildren { .. }
             | EngineError::NewerFormat { .. } => ErrorKind::Conflict,
             EngineError::NotYet { .. } => ErrorKind::NotYet,
-            EngineError::BeforeHistory { .. } => ErrorKind::Gone,
+            EngineError::BeforeHistory { .. } | EngineError::BelowCutOff { .. } => ErrorKind::Gone,
             EngineError::NotAPage(_) | EngineError::BadBatch { .. } => ErrorKind::Invalid,
             EngineError::Redo(error) => redo_kind(&error.reason),
             EngineError::Corrupt { .. } | EngineError::CorruptValue { .. } => ErrorKind::Corrupt,

@@ -6,7 +6,7 @@
 //! Full-page writes are off, so nothing else bounds a page's chain: the flush writes an image where one has grown to
 //! `chain_max`, counting what older layers and ancestors hold of it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 use treering_fs::create_dir_durably;
@@ -21,7 +21,7 @@ use crate::{
         open::{OpenLayer, Stored},
         writer::{LayerWriter, WriteFailure},
     },
-    manifest::{TimelineManifest, invariants, store},
+    manifest::{Kept, RunDesc, TimelineManifest, invariants, store},
     read::fetch,
     timeline::{Phase, Timeline, is_page},
 };
@@ -68,40 +68,72 @@ impl Timeline {
         let end_lsn = frozen.frozen_at();
         let file = match frozen.is_empty() {
             true => None,
-            false => self.write_layer(manifest.next_layer, frozen)?,
+            false => self.write_layer(frozen)?,
         };
         if file.is_some() || end_lsn > manifest.disk_consistent_lsn {
-            self.save_manifest(manifest, file.as_deref(), end_lsn)?;
+            let saved = self.change_manifest(manifest, |next| {
+                next.disk_consistent_lsn = end_lsn;
+                if let Some(file) = &file {
+                    let layers = vec![file.desc.clone()];
+                    next.runs.insert(0, RunDesc { layers, kept: Kept::default() });
+                }
+            });
+            self.remove_unless_published(&saved, file.iter().map(|file| file.desc.file_name()));
+            saved?;
             if phase == Phase::Live {
                 self.tenant()?.note_flushed(self)?;
             }
         }
         self.change_layers(|layers| layers.with_flushed(frozen, file.clone()));
         self.progress.set_disk_consistent_lsn(end_lsn);
+        let bytes = file.map_or(0, |file| file.desc.size);
+        self.traffic.count_flush(bytes);
+        self.context.traffic.count_flush(bytes);
+        self.context.compaction_bell.ring();
         Ok(())
     }
 
-    fn save_manifest(
+    /// Replaces the timeline's manifest. Every write of it carries the numbers, the cut-off and the leases as they are now.
+    pub(crate) fn change_manifest(
         &self,
         manifest: &mut TimelineManifest,
-        file: Option<&LayerFile>,
-        disk_consistent_lsn: Lsn,
+        change: impl FnOnce(&mut TimelineManifest),
     ) -> Result<()> {
         let mut next = manifest.clone();
         next.sequence += 1;
-        next.disk_consistent_lsn = disk_consistent_lsn;
-        if let Some(file) = file {
-            next.next_layer = file.desc.number + 1;
-            next.runs.insert(0, vec![file.desc.clone()]);
-        }
+        next.next_layer = self.layer_numbers.load(Ordering::Relaxed);
+        (next.cut_off, next.leases) = self.retention_to_keep();
+        change(&mut next);
         if let Err(sentence) = invariants::timeline_step(manifest, &next) {
             panic!("manifest of timeline {} would break: {sentence}", self.id());
         }
         self.ensure_directory()?;
         store::save(self.context.fs.as_ref(), &self.directory, &next)
-            .map_err(|error| self.latch.close(error))?;
+            .map_err(|failure| failure.latch(&self.latch))?;
         *manifest = next;
         Ok(())
+    }
+
+    /// Removes new files that the manifest does not name for certain.
+    pub(crate) fn remove_unless_published(
+        &self,
+        saved: &Result<()>,
+        names: impl Iterator<Item = String>,
+    ) {
+        if saved.is_err() && self.check_latch().is_ok() {
+            self.remove_layers(names);
+        }
+    }
+
+    /// Removes files that no manifest names (any more). One that stays is removed when the engine is opened again.
+    pub(crate) fn remove_layers(&self, names: impl Iterator<Item = String>) {
+        for name in names {
+            let path = self.directory.join(name);
+            if let Err(error) = self.context.fs.remove_file(&path) {
+                let error = EngineError::io("removing", path, error);
+                tracing::warn!(%error, "a layer file that nothing names is left until the next start");
+            }
+        }
     }
 
     fn ensure_directory(&self) -> Result<()> {
@@ -114,9 +146,10 @@ impl Timeline {
         })
     }
 
-    /// Writes a frozen layer as file `number`, and opens it. `None` when no value of it needs keeping.
-    fn write_layer(&self, number: u64, frozen: &OpenLayer) -> Result<Option<Arc<LayerFile>>> {
+    /// Writes a frozen layer as a file, and opens it. `None` when no value of it needs keeping.
+    fn write_layer(&self, frozen: &OpenLayer) -> Result<Option<Arc<LayerFile>>> {
         self.ensure_directory()?;
+        let number = self.next_layer_number();
         let desc = self.write_values(number, frozen).map_err(|failure| self.refuse(failure))?;
         let Some(desc) = desc else { return Ok(None) };
         let (fs, serial) = (self.context.fs.as_ref(), self.context.next_serial());
@@ -124,14 +157,6 @@ impl Timeline {
         match file.broken() {
             None => Ok(Some(Arc::new(file))),
             Some(error) => Err(self.latch.close(error)),
-        }
-    }
-
-    fn refuse(&self, failure: WriteFailure) -> EngineError {
-        let io = |path: PathBuf, error| EngineError::io("writing", path, error);
-        match failure {
-            WriteFailure::Retry(path, error) => io(path, error),
-            WriteFailure::Latch(path, error) => self.latch.close(io(path, error)),
         }
     }
 
@@ -151,7 +176,7 @@ impl Timeline {
             }
             last = Some(key);
         }
-        writer.finish()
+        writer.finish(false)
     }
 
     /// The entries that one key's values become.
@@ -197,7 +222,7 @@ impl Timeline {
     fn image_at(&self, key: Key, lsn: Lsn) -> Option<Bytes> {
         let page = self.view_unchecked(lsn).and_then(|view| view.page(&key, lsn));
         match page {
-            Ok(page) => Some(PageChange::Image(page).encode()),
+            Ok(page) => Some(PageChange::Image(page.into()).encode()),
             Err(error) => {
                 tracing::debug!(%error, ?key, "no image in the flush");
                 None

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use treering_types::{Key, Lsn};
+use treering_types::{Key, Lsn, LsnRange};
 
-use crate::layer::{file::LayerFile, open::OpenLayer};
+use crate::{
+    layer::{file::LayerFile, open::OpenLayer},
+    manifest::Kept,
+};
 
 /// Layer files, newest run first.
 #[derive(Clone, Default)]
@@ -16,9 +19,27 @@ pub(crate) struct LayerMap {
 #[derive(Clone)]
 pub(crate) struct Run {
     pub layers: Vec<Arc<LayerFile>>,
+    pub kept: Kept,
 }
 
 impl Run {
+    /// Names the run: the number of its first layer.
+    pub fn number(&self) -> u64 {
+        self.layers.first().map_or(0, |layer| layer.desc.number)
+    }
+
+    /// Bytes of its files.
+    pub fn bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.desc.size).sum()
+    }
+
+    /// LSNs of its values.
+    pub fn lsns(&self) -> LsnRange {
+        let start = self.layers.iter().map(|layer| layer.desc.lsns.start).min();
+        let end = self.layers.iter().map(|layer| layer.desc.lsns.end).max();
+        LsnRange { start: start.unwrap_or_default(), end: end.unwrap_or_default() }
+    }
+
     /// The one layer whose range may hold `key`.
     fn layer_of(&self, key: &Key) -> Option<&Arc<LayerFile>> {
         self.layers.get(self.layers.partition_point(|layer| layer.desc.key_last < *key))
@@ -81,9 +102,27 @@ impl LayerSet {
         assert!(Arc::ptr_eq(oldest, flushed), "frozen layers are flushed oldest first");
         let mut files = LayerMap::clone(&self.files);
         if let Some(file) = file {
-            files.runs.insert(0, Run { layers: vec![file] });
+            files.runs.insert(0, Run { layers: vec![file], kept: Kept::default() });
         }
         let open = Arc::clone(&self.open);
         LayerSet { open, frozen: rest.to_vec(), files: Arc::new(files) }
+    }
+
+    /// The adjacent runs named by `merged` gone, and in their place what they became (`None`: nothing was left of them).
+    ///
+    /// # Panics
+    /// When they are not there side by side: only one merge replaces runs at a time.
+    pub fn with_merged(&self, merged: &[u64], run: Option<Run>) -> LayerSet {
+        let mut files = LayerMap::clone(&self.files);
+        let at = files.runs.iter().position(|run| merged.first() == Some(&run.number()));
+        let at = at.expect("merged runs are in the map");
+        let gone: Vec<u64> =
+            files.runs.drain(at..at + merged.len()).map(|run| run.number()).collect();
+        assert_eq!(gone, merged, "merged runs are side by side");
+        if let Some(run) = run {
+            files.runs.insert(at, run);
+        }
+        let open = Arc::clone(&self.open);
+        LayerSet { open, frozen: self.frozen.clone(), files: Arc::new(files) }
     }
 }

@@ -19,6 +19,7 @@ mod background;
 mod binary;
 mod branch;
 mod cache;
+mod compact;
 mod context;
 mod engine;
 mod error;
@@ -41,6 +42,8 @@ pub mod unhandled;
 mod value;
 
 pub use branch::RetainedSet;
+pub use compact::Compacted;
+pub use context::TrafficInfo;
 pub use engine::Engine;
 pub use error::{EngineError, Result};
 pub use options::EngineOptions;

@@ -24,7 +24,27 @@ pub struct EngineOptions {
     pub open_chain_max: usize,
     /// Target size of a layer block before compression.
     pub block_bytes: usize,
-    /// Run the flush thread. Without it, writers flush inline (tests that count file-system calls).
+    /// Runs of similar size that a merge waits for. Fewer: fewer layers to read, more bytes written.
+    pub fan_in: usize,
+    /// Runs of layer files of a timeline above which the cheapest adjacent ones are merged whatever their sizes.
+    pub runs_max: usize,
+    /// A writer waits while its timeline has this many runs: compaction is behind. An import's are not counted.
+    pub runs_hard_max: usize,
+    /// A merge begins another layer file at the first key past this size in bytes of file.
+    pub layer_bytes_max: u64,
+    /// Memory that one merge may take.
+    pub merge_bytes_max: usize,
+    /// History is kept readable for at least this long (point-in-time restore) ...
+    pub pitr_window: Duration,
+    /// ... and for at least this many bytes of log.
+    pub pitr_bytes: u64,
+    /// How often gc looks whether history has left the window.
+    pub gc_interval: Duration,
+    /// No gc for this long after the engine was opened: the length of an LSN lease, so that whoever held one across a restart can
+    /// ask for it again.
+    pub gc_delay: Duration,
+    /// Run the flush and the compaction thread. Without them writers flush and compact inline (tests that count file-system
+    /// calls).
     pub background: bool,
 }
 
@@ -40,6 +60,15 @@ impl Default for EngineOptions {
             chain_max: 64,
             open_chain_max: 256,
             block_bytes: 32 << 10,
+            fan_in: 4,
+            runs_max: 8,
+            runs_hard_max: 24,
+            layer_bytes_max: 128 << 20,
+            merge_bytes_max: 256 << 20,
+            pitr_window: Duration::from_secs(7 * 24 * 3600),
+            pitr_bytes: 64 << 20,
+            gc_interval: Duration::from_secs(60),
+            gc_delay: Duration::from_secs(600),
             background: true,
         }
     }

@@ -84,7 +84,9 @@ impl Tenant {
             next_pg_tli: ROOT_PG_TLI,
             timelines: BTreeMap::new(),
         };
-        store::save(context.fs.as_ref(), directory, &manifest)?;
+        // Whatever became of it: a tenant that is not acknowledged is made again, or cleared away.
+        store::save(context.fs.as_ref(), directory, &manifest)
+            .map_err(|failure| failure.latch(&Latch::default()))?;
         Ok(Tenant::with_manifest(context, directory, manifest))
     }
 
@@ -250,7 +252,7 @@ impl Tenant {
     /// timeline that is there.
     ///
     /// # Errors
-    /// NotFound, NotYet above the ancestor's `last_record_lsn`, Gone before the root's start, Conflict when `new` exists
+    /// NotFound, NotYet above the ancestor's `last_record_lsn`, Gone before the root's start and where gc has been, Conflict when `new` exists
     /// with another ancestor or LSN, Io.
     pub fn branch(&self, new: TimelineId, ancestor: TimelineId, at: Lsn) -> Result<Arc<Timeline>> {
         let mut state = self.state.lock();
@@ -268,8 +270,8 @@ impl Tenant {
         let entry = TimelineEntry { ancestor: origin, pg_tli, start_lsn: at, created_at, flushed };
         let manifest = TimelineManifest::empty(self.id(), new, pg_tli, at);
         let timeline = self.timeline_from(new, entry, manifest, Phase::Live)?;
-        // Retained before the promise is made, under the lock that gc plans with.
-        parent.change_retained(|retained| retained.add_branch(at, new));
+        // Retained before the promise is made, under the lock that gc plans with: gc has dropped what is needed here, or will not.
+        parent.retain_branch(at, new)?;
         let saved = self.change_manifest(&mut state, |manifest| {
             manifest.timelines.insert(new, entry);
             manifest.next_pg_tli = pg_tli + 1;
@@ -289,7 +291,8 @@ impl Tenant {
     pub fn delete_timeline(&self, id: TimelineId) -> Result<()> {
         let timeline = self.forget(id)?;
         timeline.set_phase(Phase::Deleted);
-        // Waits for a flush that is under way; none begins after it.
+        // Waits for a merge and a flush that are under way; none begins after it.
+        let _merge = timeline.compacting.lock();
         let _manifest = timeline.manifest.lock();
         let removed = self.remove_directory(&timeline.directory);
         self.state.lock().leaving.remove(&id);
@@ -349,7 +352,7 @@ impl Tenant {
             panic!("manifest of tenant {} would break: {sentence}", self.id());
         }
         store::save(self.context.fs.as_ref(), &self.directory, &next)
-            .map_err(|error| self.latch.close(error))?;
+            .map_err(|failure| failure.latch(&self.latch))?;
         state.manifest = next;
         Ok(())
     }
@@ -376,7 +379,7 @@ impl Tenant {
         recover::remove_directory(self.context.fs.as_ref(), directory)
     }
 
-    /// Marks everything deleted, and waits for flushes that are under way: nothing is written below its directory after this.
+    /// Marks everything deleted, and waits for merges and flushes that are under way: nothing is written below its directory after this.
     pub(crate) fn abandon(&self) {
         self.state.lock().deleted = true;
         let timelines = std::mem::take(&mut *self.timelines.write());
@@ -384,13 +387,14 @@ impl Tenant {
         // Not under the state's lock: a flush takes it while it holds its timeline's manifest.
         for timeline in timelines.into_values().chain(importing.into_values()) {
             timeline.set_phase(Phase::Deleted);
+            drop(timeline.compacting.lock());
             drop(timeline.manifest.lock());
         }
     }
 }
 
 /// The clock, in Postgres's unit.
-fn microseconds_since_2000() -> i64 {
+pub(crate) fn microseconds_since_2000() -> i64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let micros = i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX);
     micros.saturating_sub(POSTGRES_EPOCH_SECONDS * 1_000_000)

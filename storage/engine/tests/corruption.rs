@@ -142,7 +142,8 @@ fn newer_formats_are_refused_by_name() {
         let name = file.replace("00000000000000000000000000000000", &timeline);
         let path = Path::new("/engine").join(TENANT.to_string()).join(name);
         let mut bytes = read_file(&world.fs, &path).unwrap();
-        bytes[8] = 2;
+        let known = bytes[8];
+        bytes[8] += 1;
         let covered = bytes.len() - 4;
         let crc = crc32fast::hash(&bytes[..covered]);
         bytes[covered..].copy_from_slice(&crc.to_le_bytes());
@@ -150,7 +151,8 @@ fn newer_formats_are_refused_by_name() {
         let fs = world.fs.clone();
         let error = world.reopen(fs).unwrap_err();
         assert!(
-            matches!(&error, EngineError::NewerFormat { found: 2, known: 1, path: named } if *named == path),
+            matches!(&error, EngineError::NewerFormat { found, known: ours, path: named }
+                if *named == path && *ours == u32::from(known) && *found == ours + 1),
             "{error}"
         );
     }
@@ -158,21 +160,41 @@ fn newer_formats_are_refused_by_name() {
 
 /// A change of what is written on disk shows up here: raise the format version, keep this file and add another.
 #[test]
-fn the_golden_files_of_version_1_are_read_forever() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1");
+fn golden_files_are_read_forever() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     if std::env::var_os("TREERING_GOLDEN").is_some() {
-        let world = small_world();
+        let golden = golden.join("v2");
+        let mut world = small_world();
+        compacted(&mut world);
         for path in files_below(&world.fs, Path::new("/engine")) {
             let target = golden.join(path.strip_prefix("/engine").unwrap());
             std::fs::create_dir_all(target.parent().unwrap()).unwrap();
             std::fs::write(target, read_file(&world.fs, &path).unwrap()).unwrap();
         }
     }
-    let mut world = small_world();
-    world.fs = load(&golden);
-    read_everything(&mut world).unwrap();
-    let branch = world.timeline(1);
-    assert_eq!(branch.info().ancestor, Some((timeline_id(1), Lsn(START.0 + 320))));
+    for version in ["v1", "v2"] {
+        let mut world = small_world();
+        world.fs = load(&golden.join(version));
+        read_everything(&mut world).unwrap();
+        let branch = world.timeline(1);
+        assert_eq!(branch.info().ancestor, Some((timeline_id(1), Lsn(START.0 + 320))));
+        let root = world.timeline(0);
+        let (cut_off, leased) =
+            if version == "v1" { (START, None) } else { (START + 200, Some(START + 80)) };
+        assert_eq!(root.cut_off(), cut_off);
+        assert_eq!(root.retained().lsns().first().copied().filter(|lsn| *lsn < cut_off), leased);
+    }
+}
+
+/// Gc and a merge, so that the manifest has something to say.
+fn compacted(world: &mut World<CrashFs>) {
+    let fs = world.fs.clone();
+    world.reopen(fs).unwrap();
+    let root = world.timeline(0);
+    root.set_leases([START + 80]).unwrap();
+    root.gc_below(START + 200).unwrap();
+    root.compact(true).unwrap();
+    world.engine = None;
 }
 
 /// A directory of the real file system, as a simulated one.

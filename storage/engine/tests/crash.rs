@@ -1,5 +1,5 @@
-//! A crash at every file-system call of import, flush, branch and deletion, in several states that the disk may be in
-//! afterwards: whatever was acknowledged stands, and everything that is served is right.
+//! A crash at every file-system call of import, flush, branch, deletion, compaction and gc, in several states that the disk may be
+//! in afterwards: whatever was acknowledged stands, and everything that is served is right.
 
 mod support;
 
@@ -50,7 +50,37 @@ fn live(fs: &CrashFs, world: &mut World<CrashFs>, told: &mut Acknowledged) -> Re
     told.deleted.insert(timeline_id(doomed as u8 + 1));
     write(world, grandchild, 7)?;
     flush(world, grandchild, told)?;
-    flush(world, grandchild, told)
+    flush(world, grandchild, told)?;
+    compaction(world, child, told)
+}
+
+/// Merges and gc on a root with branches, one of them deleted meanwhile.
+fn compaction(world: &mut World<CrashFs>, child: usize, told: &mut Acknowledged) -> Result<()> {
+    world.timeline(0).compact(true)?;
+    for seed in 8..11 {
+        write(world, 0, seed)?;
+        flush(world, 0, told)?;
+    }
+    let pinned = branch(world, 0, Lsn(world.timelines[0].last.0 - 40), told)?;
+    // Also the branch of a branch, and with it the pin of its fork, in the middle of what goes.
+    world.gc(child, world.timelines[child].last)?;
+    world.gc(0, world.timelines[0].last)?;
+    world.timeline(0).compact(true)?;
+    assert!(
+        world.timeline(0).info().cut_off > world.timelines[pinned].ancestor.map_or(START, |a| a.1)
+    );
+    world.timelines[pinned].deleted = true;
+    world.tenant().delete_timeline(timeline_id(pinned as u8 + 1))?;
+    told.deleted.insert(timeline_id(pinned as u8 + 1));
+    write(world, 0, 11)?;
+    flush(world, 0, told)?;
+    world.gc(0, world.timelines[0].last)?;
+    world.timeline(0).compact(true)?;
+    let late = branch(world, 0, world.timelines[0].last, told)?;
+    write(world, late, 12)?;
+    flush(world, late, told)?;
+    world.timeline(child).compact(true)?;
+    Ok(())
 }
 
 fn write(world: &mut World<CrashFs>, index: usize, seed: u32) -> Result<()> {

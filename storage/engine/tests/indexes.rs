@@ -118,7 +118,7 @@ fn relations_that_cannot_be_read() {
     let at = START + 8;
     let mut batch = WriteBatch::new(at);
     let record = Bytes::from_static(b"a record of a stranger");
-    let change = PageChange::Unhandled { rmid: 137, info: 0x30, record };
+    let change = PageChange::Unhandled { rmid: 137, info: 0x30, record: record.as_ref().into() };
     batch.put(Key::rel_block(broken, 1), at, Value::change(change.encode()));
     for rel in [broken, dropped] {
         let what = Unhandled { rmid: 137, info: 0x30, count: 1 };
@@ -146,7 +146,7 @@ fn relations_that_cannot_be_read() {
     }
     // An image heals the page; a cut heals the relation.
     let mut batch = WriteBatch::new(at + 16);
-    let image = PageChange::Image(filled(3));
+    let image = PageChange::Image(filled(3).into());
     batch.put(Key::rel_block(broken, 1), at + 16, Value::whole(image.encode()));
     root.write(batch).unwrap();
     assert_eq!(root.get_page(Key::rel_block(broken, 1), at + 16).unwrap(), filled(3));

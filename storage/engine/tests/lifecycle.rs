@@ -303,6 +303,10 @@ fn the_background_thread_flushes_and_holds_writers_back() {
         background: true,
         open_layer_bytes_max: 20 << 10,
         open_layer_age_max: Duration::ZERO,
+        // Its layers are counted.
+        fan_in: 1000,
+        runs_max: 1000,
+        runs_hard_max: 1000,
         ..tiny_options()
     };
     let engine = Engine::open(fs, Path::new("/engine"), options).unwrap();
@@ -332,7 +336,8 @@ fn the_background_thread_flushes_and_holds_writers_back() {
 #[test]
 fn an_import_of_any_size_is_flushed_behind() {
     let fs: Arc<dyn FileSystem> = Arc::new(CrashFs::new());
-    let options = EngineOptions { background: true, ..tiny_options() };
+    let options =
+        EngineOptions { background: true, fan_in: 1000, runs_max: 1000, ..tiny_options() };
     let engine = Engine::open(fs, Path::new("/engine"), options).unwrap();
     let tenant = engine.create_tenant(new_tenant()).unwrap();
     let root = tenant.create_root(timeline_id(1), START, 0).unwrap();

@@ -33,6 +33,19 @@ enum Step {
         on: usize,
         at: u8,
     },
+    Compact {
+        on: usize,
+        force: bool,
+    },
+    Gc {
+        on: usize,
+        at: u8,
+        force: bool,
+    },
+    Lease {
+        on: usize,
+        at: Vec<u8>,
+    },
 }
 
 fn any_rel() -> impl Strategy<Value = RelTag> {
@@ -80,6 +93,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => on().prop_map(|on| Step::Delete { on }),
         1 => any::<bool>().prop_map(|children_first| Step::Reopen { children_first }),
         4 => (on(), any::<u8>()).prop_map(|(on, at)| Step::Check { on, at }),
+        2 => (on(), any::<bool>()).prop_map(|(on, force)| Step::Compact { on, force }),
+        4 => (on(), any::<u8>(), any::<bool>()).prop_map(|(on, at, force)| Step::Gc { on, at, force }),
+        1 => (on(), prop::collection::vec(any::<u8>(), 0..3))
+            .prop_map(|(on, at)| Step::Lease { on, at }),
     ]
 }
 
@@ -95,13 +112,41 @@ fn run(world: &mut World<CrashFs>, step: &Step) {
         Step::Write { on, records } => world.write(pick(*on), records).unwrap(),
         Step::Branch { from, at } if world.timelines.len() < 12 => {
             let from = pick(*from);
-            world.branch(from, part_of(world, from, *at)).unwrap();
+            let at = part_of(world, from, *at);
+            match world.is_kept(from, at) {
+                true => drop(world.branch(from, at).unwrap()),
+                false => assert_eq!(kind_of(world.branch(from, at)), Some(ErrorKind::Gone)),
+            }
         }
         Step::Branch { .. } => {}
         Step::Flush { on } => world.timeline(pick(*on)).flush().unwrap(),
         Step::Delete { on } => delete(world, pick(*on)),
         Step::Reopen { children_first } => reopen(world, *children_first),
         Step::Check { on, at } => world.check(pick(*on), part_of(world, pick(*on), *at)),
+        Step::Compact { on, force } => drop(world.timeline(pick(*on)).compact(*force).unwrap()),
+        Step::Gc { on, at, force } => {
+            let on = pick(*on);
+            world.gc(on, part_of(world, on, *at)).unwrap();
+            if *force {
+                world.timeline(on).compact(true).unwrap();
+            }
+        }
+        Step::Lease { on, at } => lease(world, pick(*on), at),
+    }
+}
+
+fn lease(world: &mut World<CrashFs>, index: usize, at: &[u8]) {
+    let timeline = world.timeline(index);
+    let start = timeline.start_lsn();
+    let leases: Vec<Lsn> = at.iter().map(|at| part_of(world, index, *at).max(start)).collect();
+    let all_kept = leases.iter().all(|lsn| world.is_kept(index, *lsn));
+    let granted = timeline.set_leases(leases.iter().copied());
+    match all_kept {
+        true => {
+            granted.unwrap();
+            world.timelines[index].leases = leases.into_iter().collect();
+        }
+        false => assert_eq!(kind_of(granted), Some(ErrorKind::Gone)),
     }
 }
 
@@ -153,9 +198,15 @@ impl World<CrashFs> {
     }
 }
 
+/// `TREERING_MODEL_CASES=10000` for the long run.
+fn cases() -> u32 {
+    let set = std::env::var("TREERING_MODEL_CASES").ok();
+    set.map_or(300, |cases| cases.parse().expect("a number of cases"))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 256,
+        cases: cases(),
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
@@ -170,6 +221,12 @@ proptest! {
         prop_assert!(world.engine().scrub().findings.is_empty());
         reopen(&mut world, false);
         world.engine().flush_all().unwrap();
+        world.check_all(6);
+        // Whatever is left to be retained: one run of everything, on all timelines.
+        for index in world.live() {
+            world.timeline(index).compact(true).unwrap();
+            prop_assert!(world.timeline(index).info().runs <= 1);
+        }
         world.check_all(6);
         let report = world.engine().scrub();
         prop_assert!(report.findings.is_empty(), "{:?}", report.findings);

@@ -72,6 +72,12 @@ impl LayerFile {
         self.contents.as_ref().map_or(0, |contents| contents.index.blocks.len())
     }
 
+    /// Bytes of a block in the file.
+    pub fn stored_len(&self, number: usize) -> u64 {
+        let blocks = self.contents.as_ref().map(|contents| &contents.index.blocks);
+        blocks.ok().and_then(|blocks| blocks.get(number)).map_or(0, |block| block.stored_len.into())
+    }
+
     /// The block with the newest value of `key` at or below `upto`, if the key may be here at all. No I/O; a broken
     /// file answers with block 0, so that the fetch fails.
     pub fn locate(&self, key: &Key, floor: Lsn, upto: Lsn) -> Option<usize> {

@@ -133,7 +133,8 @@ impl<'a> LayerWriter<'a> {
         self.append(&built.stored)
     }
 
-    fn position(&self) -> u64 {
+    /// Bytes of the file so far; entries of the block under construction are not among them.
+    pub fn position(&self) -> u64 {
         self.written + self.buffer.len() as u64
     }
 
@@ -163,8 +164,14 @@ impl<'a> LayerWriter<'a> {
         WriteFailure::Retry(self.temporary.clone(), error)
     }
 
-    /// Ends the file and makes it durable under its name. `None`, and no file, when no entry came.
-    pub fn finish(mut self) -> Result<Option<LayerDesc>, WriteFailure> {
+    /// Gives the file up.
+    pub fn abandon(self) {
+        let _ = self.fs.remove_file(&self.temporary);
+    }
+
+    /// Ends the file and makes it durable under its name. `None`, and no file, when no entry came. `complete`: as
+    /// [`LayerDesc::complete`].
+    pub fn finish(mut self, complete: bool) -> Result<Option<LayerDesc>, WriteFailure> {
         self.finish_block()?;
         let Some(summary) = self.summary.take() else {
             let _ = self.fs.remove_file(&self.temporary);
@@ -182,7 +189,7 @@ impl<'a> LayerWriter<'a> {
             key_last: summary.key_last,
             lsns: LsnRange { start: summary.lsn_first, end: summary.lsn_last + 1 },
             entries: summary.entries,
-            complete: false,
+            complete,
         };
         let mut footer = Footer { owner: self.owner, desc, bloom, index };
         self.append(&footer.encode_fields())?;

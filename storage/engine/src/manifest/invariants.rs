@@ -2,9 +2,9 @@
 //!
 //! Each predicate gives the sentence that it found broken.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{TenantManifest, TimelineEntry, TimelineManifest};
+use super::{RunDesc, TenantManifest, TimelineEntry, TimelineManifest};
 use crate::layer::LayerDesc;
 
 /// A sentence that does not hold.
@@ -71,17 +71,21 @@ pub fn timeline(manifest: &TimelineManifest) -> Result<(), Broken> {
         let last = layer.lsns.end.0.saturating_sub(1);
         holds(last <= manifest.disk_consistent_lsn.0, "layers end at disk_consistent_lsn")?;
     }
-    for run in &manifest.runs {
-        holds(!run.is_empty(), "a run has layers")?;
-        holds(run.is_sorted_by(|a, b| a.key_last < b.key_first), "layers of a run are disjoint")?;
+    for RunDesc { layers, .. } in &manifest.runs {
+        holds(!layers.is_empty(), "a run has layers")?;
+        let disjoint = layers.is_sorted_by(|a, b| a.key_last < b.key_first);
+        holds(disjoint, "layers of a run are disjoint")?;
     }
+    let collectable = manifest.cut_off <= manifest.disk_consistent_lsn;
+    holds(collectable, "the cut-off lies at or below disk_consistent_lsn")?;
+    holds(manifest.leases.is_sorted_by(|a, b| a < b), "leases rise")?;
     holds(manifest.runs.is_sorted_by(|newer, older| is_older(older, newer)), "runs age downwards")
 }
 
 /// Every value of `older` lies at or below every value of `newer` (at: an import writes several runs at one LSN).
-fn is_older(older: &[LayerDesc], newer: &[LayerDesc]) -> bool {
-    let last = older.iter().map(|layer| layer.lsns.end.0.saturating_sub(1)).max();
-    let first = newer.iter().map(|layer| layer.lsns.start.0).min();
+fn is_older(older: &RunDesc, newer: &RunDesc) -> bool {
+    let last = older.layers.iter().map(|layer| layer.lsns.end.0.saturating_sub(1)).max();
+    let first = newer.layers.iter().map(|layer| layer.lsns.start.0).min();
     last <= first
 }
 
@@ -94,9 +98,11 @@ pub fn timeline_step(old: &TimelineManifest, new: &TimelineManifest) -> Result<(
     let advances = new.disk_consistent_lsn >= old.disk_consistent_lsn;
     holds(advances, "disk_consistent_lsn never goes back")?;
     holds(new.next_layer >= old.next_layer, "the next layer number never goes back")?;
-    let known: BTreeSet<u64> = old.layers().map(|layer| layer.number).collect();
-    let fresh = |layer: &LayerDesc| known.contains(&layer.number) || layer.number >= old.next_layer;
-    holds(new.layers().all(fresh), "a layer number is never reused")
+    holds(new.cut_off >= old.cut_off, "the cut-off never goes back")?;
+    let known: BTreeMap<u64, &LayerDesc> =
+        old.layers().map(|layer| (layer.number, layer)).collect();
+    let same = |layer: &LayerDesc| known.get(&layer.number).is_none_or(|before| *before == layer);
+    holds(new.layers().all(same), "a layer number is never reused")
 }
 
 #[cfg(test)]

@@ -10,9 +10,7 @@ pub mod tenant;
 pub mod timeline;
 
 pub use tenant::{TenantManifest, TimelineEntry};
-pub use timeline::TimelineManifest;
+pub use timeline::{Kept, RunDesc, TimelineManifest};
 
 /// Name of a manifest file, in a tenant's or a timeline's directory.
 pub const MANIFEST_FILE: &str = "manifest";
-/// Format version that this version writes, and the newest it reads.
-pub const MANIFEST_FORMAT_VERSION: u32 = 1;

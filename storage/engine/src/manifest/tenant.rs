@@ -57,6 +57,7 @@ const ENTRY_SIZE: usize = 16 + 1 + 4 + 8 + 8;
 
 impl Manifest for TenantManifest {
     const MAGIC: [u8; 8] = *b"TRTENANT";
+    const VERSION: u32 = 1;
 
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -81,7 +82,7 @@ impl Manifest for TenantManifest {
         out
     }
 
-    fn decode(reader: &mut Reader<'_>) -> Result<TenantManifest, Malformed> {
+    fn decode(reader: &mut Reader<'_>, _version: u32) -> Result<TenantManifest, Malformed> {
         let tenant = TenantId(reader.array()?);
         let sequence = reader.u64()?;
         let pg_major = PgMajor::from_number(reader.u32()?)

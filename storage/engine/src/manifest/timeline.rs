@@ -21,9 +21,30 @@ pub struct TimelineManifest {
     pub disk_consistent_lsn: Lsn,
     /// Number of the next layer file.
     pub next_layer: u64,
-    /// Runs, newest first. Layers of one run hold disjoint key ranges, in key order; each run is older than the one
-    /// before it.
-    pub runs: Vec<Vec<LayerDesc>>,
+    /// Gc: below here only what `leases` and the branches of the tenant's manifest name can be read. Zero: no gc yet.
+    pub cut_off: Lsn,
+    /// Leased LSNs below `cut_off`, rising: they can be read, and outlive a restart until their holders may have asked again.
+    pub leases: Vec<Lsn>,
+    /// Runs, newest first; each is older than the one before it.
+    pub runs: Vec<RunDesc>,
+}
+
+/// Layers of disjoint key ranges, in key order, and why they hold what they hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDesc {
+    pub layers: Vec<LayerDesc>,
+    pub kept: Kept,
+}
+
+/// What a run had to keep when it was written: with what is to be kept now, an estimate of the garbage in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The cut-off then; zero for a run that a flush wrote.
+    pub cut_off: Lsn,
+    /// How many single LSNs below it were retained.
+    pub points: u32,
+    /// About how many of its bytes in files are values that newer values of the same run supersede.
+    pub history_bytes: u64,
 }
 
 impl TimelineManifest {
@@ -41,13 +62,15 @@ impl TimelineManifest {
             sequence: 0,
             disk_consistent_lsn: start_lsn,
             next_layer: 1,
+            cut_off: Lsn::INVALID,
+            leases: Vec::new(),
             runs: Vec::new(),
         }
     }
 
     /// All layers, newest run first.
     pub fn layers(&self) -> impl Iterator<Item = &LayerDesc> {
-        self.runs.iter().flatten()
+        self.runs.iter().flat_map(|run| &run.layers)
     }
 }
 
@@ -56,6 +79,7 @@ const LAYER_SIZE: usize = 8 + 8 + 32 + 2 * KEY_SIZE + 8 + 8 + 8 + 1;
 
 impl Manifest for TimelineManifest {
     const MAGIC: [u8; 8] = *b"TRTIMELN";
+    const VERSION: u32 = 2;
 
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -65,28 +89,33 @@ impl Manifest for TimelineManifest {
         out.put_u64(self.sequence);
         out.put_u64(self.disk_consistent_lsn.0);
         out.put_u64(self.next_layer);
+        out.put_u64(self.cut_off.0);
+        out.put_count(self.leases.len());
+        self.leases.iter().for_each(|lsn| out.put_u64(lsn.0));
         out.put_count(self.runs.len());
         for run in &self.runs {
-            out.put_count(run.len());
-            run.iter().for_each(|layer| encode_layer(layer, &mut out));
+            out.put_u64(run.kept.cut_off.0);
+            out.put_u32(run.kept.points);
+            out.put_u64(run.kept.history_bytes);
+            out.put_count(run.layers.len());
+            run.layers.iter().for_each(|layer| encode_layer(layer, &mut out));
         }
         out
     }
 
-    fn decode(reader: &mut Reader<'_>) -> Result<TimelineManifest, Malformed> {
+    fn decode(reader: &mut Reader<'_>, version: u32) -> Result<TimelineManifest, Malformed> {
         let tenant = TenantId(reader.array()?);
         let timeline = TimelineId(reader.array()?);
         let pg_tli = reader.u32()?;
         let sequence = reader.u64()?;
         let disk_consistent_lsn = Lsn(reader.u64()?);
         let next_layer = reader.u64()?;
+        let (cut_off, leases) = match version {
+            1 => (Lsn::INVALID, Vec::new()),
+            _ => (Lsn(reader.u64()?), decode_leases(reader)?),
+        };
         let run_count = reader.count(4)?;
-        let mut runs = Vec::with_capacity(run_count);
-        for _ in 0..run_count {
-            let layer_count = reader.count(LAYER_SIZE)?;
-            let run: Result<Vec<_>, _> = (0..layer_count).map(|_| decode_layer(reader)).collect();
-            runs.push(run?);
-        }
+        let runs: Result<Vec<_>, _> = (0..run_count).map(|_| decode_run(reader, version)).collect();
         Ok(TimelineManifest {
             tenant,
             timeline,
@@ -94,9 +123,30 @@ impl Manifest for TimelineManifest {
             sequence,
             disk_consistent_lsn,
             next_layer,
-            runs,
+            cut_off,
+            leases,
+            runs: runs?,
         })
     }
+}
+
+fn decode_leases(reader: &mut Reader<'_>) -> Result<Vec<Lsn>, Malformed> {
+    let count = reader.count(8)?;
+    (0..count).map(|_| reader.u64().map(Lsn)).collect()
+}
+
+fn decode_run(reader: &mut Reader<'_>, version: u32) -> Result<RunDesc, Malformed> {
+    let kept = match version {
+        1 => Kept::default(),
+        _ => Kept {
+            cut_off: Lsn(reader.u64()?),
+            points: reader.u32()?,
+            history_bytes: reader.u64()?,
+        },
+    };
+    let count = reader.count(LAYER_SIZE)?;
+    let layers: Result<Vec<_>, _> = (0..count).map(|_| decode_layer(reader)).collect();
+    Ok(RunDesc { layers: layers?, kept })
 }
 
 fn encode_layer(layer: &LayerDesc, out: &mut Vec<u8>) {

@@ -107,6 +107,22 @@ impl View<'_> {
         reconstruct::page(self, chain)
     }
 
+    /// One page from its changes up to `lsn`, whatever a relation's size: `meta` says what of them counts (none for SLRU pages).
+    pub fn page_of(
+        &self,
+        key: &Key,
+        lsn: Lsn,
+        meta: Option<&(RelTag, RelMeta)>,
+    ) -> Result<PageImage> {
+        match meta {
+            None => self.slru_page(key, lsn),
+            Some((rel, meta)) => {
+                let chain = fetch::rel_block_chain(self, *key, *rel, lsn, meta)?;
+                reconstruct::page(self, chain)
+            }
+        }
+    }
+
     fn slru_page(&self, key: &Key, lsn: Lsn) -> Result<PageImage> {
         let mut chain = Chain::default();
         fetch::collect(self, *key, Lsn::INVALID, lsn, &mut chain)?;

@@ -16,6 +16,7 @@ fn options() -> EngineOptions {
         page_cache_bytes: 0,
         chain_max: 8,
         open_chain_max: 16,
+        runs_hard_max: 1000,
         block_bytes: 200,
         background: false,
         ..EngineOptions::default()

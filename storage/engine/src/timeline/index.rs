@@ -5,7 +5,7 @@ use treering_types::{Key, KeyClass, KeyRange, Lsn};
 
 use super::Timeline;
 use crate::{
-    error::Result,
+    error::{EngineError, Result},
     read::{View, scan},
     record_ends::{Boundary, RecordEnds},
     time_index::{self, TimeAnswer, TimeEntry},
@@ -32,10 +32,14 @@ impl Timeline {
         };
         let entry = TimeEntry::decode(&bytes);
         let entry = entry.map_err(|what| self.corrupt_value(key, lsn, what))?;
-        Ok(match entry.prev_end < root {
-            true => TimeAnswer::BeforeHistory(root),
-            false => TimeAnswer::At(entry.prev_end),
-        })
+        // Below a cut-off entries are missing: an answer there may be wrong, and could not be read.
+        match self.check_kept(entry.prev_end) {
+            Ok(()) if entry.prev_end >= root => Ok(TimeAnswer::At(entry.prev_end)),
+            Ok(()) | Err(EngineError::BelowCutOff { .. }) => {
+                Ok(TimeAnswer::BeforeHistory(self.earliest_lsn()))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The latest stamp (µs since 2000-01-01) among commits and aborts at or before `lsn`; `None` before the first.

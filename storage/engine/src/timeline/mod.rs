@@ -1,17 +1,19 @@
 //! A timeline: one log's worth of pages, and its ancestor's below its fork LSN.
 //!
-//! Owners within: [`write`] takes batches, [`read`] answers, [`index`] finds LSNs, `flush` makes layers durable. Lock
-//! order: writer → tip metadata; manifest → the tenant's lock. Readers take none: they hold a snapshot of the layers.
+//! Owners within: [`write`] takes batches, [`read`] answers, [`index`] finds LSNs, [`retention`] knows what must stay readable,
+//! `flush` makes layers durable, `compact` merges them. Lock order: writer → tip metadata; compacting → manifest → the tenant's
+//! lock → retained. Readers take none: they hold a snapshot of the layers.
 
 mod index;
 mod read;
+mod retention;
 mod write;
 
 use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Weak,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -22,7 +24,7 @@ use treering_types::{Lsn, TenantId, TimelineId};
 
 use crate::{
     branch::RetainedSet,
-    context::Context,
+    context::{Context, Traffic, TrafficInfo},
     error::{EngineError, Result},
     latch::Latch,
     layer::{LayerOwner, file::LayerFile, open::OpenLayer},
@@ -72,6 +74,16 @@ pub struct TimelineInfo {
     pub open_bytes: usize,
     pub frozen_layers: usize,
     pub frozen_bytes: usize,
+    /// Runs of layer files: how many files a read may have to look at.
+    pub runs: usize,
+    /// Bytes of files that the next merge would read, 0 when none is due; and about how many bytes nobody can ask for any more.
+    pub compaction_due_bytes: u64,
+    pub garbage_bytes: u64,
+    /// Below it the timeline's own history has been given up, but for branches and leases.
+    pub cut_off: Lsn,
+    /// The lowest LSN from which on everything can be read, ancestors included.
+    pub earliest_lsn: Lsn,
+    pub traffic: TrafficInfo,
     /// Timelines forked from this one.
     pub children: usize,
     /// Why nothing more is written until the engine is opened again.
@@ -106,11 +118,20 @@ pub struct Timeline {
     /// One writer at a time.
     writer: Mutex<()>,
     tip_metas: Mutex<TipMetas>,
-    /// The manifest as it is on disk; held by whoever flushes.
+    /// Held throughout a merge: one at a time.
+    pub(crate) compacting: Mutex<()>,
+    /// The manifest as it is on disk; held by whoever flushes, and while a merge is published.
     pub(crate) manifest: Mutex<TimelineManifest>,
+    /// Number of the next layer file. Flushes and merges take numbers as they begin, and may give them up.
+    pub(crate) layer_numbers: AtomicU64,
     /// Why the last flush failed, while it may succeed later.
     pub(crate) flush_problem: Mutex<Option<EngineError>>,
+    /// Why the last merge failed, while it may succeed later.
+    pub(crate) merge_problem: Mutex<Option<EngineError>>,
     retained: Mutex<RetainedSet>,
+    /// A copy of the retained set's, for readers.
+    cut_off: AtomicU64,
+    pub(crate) traffic: Traffic,
 }
 
 /// Where a timeline comes from.
@@ -132,6 +153,7 @@ impl Timeline {
         let Origin { identity, ancestor, tenant, directory } = origin;
         let files = open_files(context, &directory, &manifest);
         let open = OpenLayer::new(Arc::clone(&context.open_bytes));
+        let cut_off = manifest.cut_off.max(identity.start_lsn);
         Arc::new(Timeline {
             identity,
             context: Arc::clone(context),
@@ -145,10 +167,15 @@ impl Timeline {
             phase: AtomicU8::new(phase as u8),
             latch: Latch::default(),
             writer: Mutex::new(()),
+            compacting: Mutex::new(()),
+            layer_numbers: AtomicU64::new(manifest.next_layer),
+            retained: Mutex::new(RetainedSet::new(cut_off, manifest.leases.iter().copied())),
+            cut_off: AtomicU64::new(cut_off.0),
             tip_metas: Mutex::default(),
             manifest: Mutex::new(manifest),
             flush_problem: Mutex::new(None),
-            retained: Mutex::default(),
+            merge_problem: Mutex::new(None),
+            traffic: Traffic::default(),
         })
     }
 
@@ -194,20 +221,12 @@ impl Timeline {
         lines
     }
 
-    /// LSNs that must stay readable here.
-    pub fn retained(&self) -> RetainedSet {
-        self.retained.lock().clone()
-    }
-
-    pub(crate) fn change_retained(&self, change: impl FnOnce(&mut RetainedSet)) {
-        change(&mut self.retained.lock());
-    }
-
     /// Watermarks and sizes now.
     pub fn info(&self) -> TimelineInfo {
         let TimelineIdentity { tenant, timeline, pg_major, system_id, pg_tli, .. } = self.identity;
         let disk_consistent_lsn = self.disk_consistent_lsn();
         let layers = self.layers();
+        let debt = self.debt();
         let latched = self.latch.check(String::new).err().map(|error| error.to_string());
         TimelineInfo {
             tenant,
@@ -225,6 +244,12 @@ impl Timeline {
             open_bytes: layers.open.bytes(),
             frozen_layers: layers.frozen.len(),
             frozen_bytes: layers.frozen.iter().map(|layer| layer.bytes()).sum(),
+            runs: layers.files.runs.len(),
+            compaction_due_bytes: debt.due_bytes,
+            garbage_bytes: debt.garbage_bytes,
+            cut_off: self.cut_off(),
+            earliest_lsn: self.earliest_lsn(),
+            traffic: self.traffic.now(),
             children: self.retained.lock().branches().count(),
             latched,
         }
@@ -240,6 +265,11 @@ impl Timeline {
         let _changing = self.layers_change.lock();
         let next = change(&self.layers.load());
         self.layers.store(Arc::new(next));
+    }
+
+    /// Takes a number for a layer file.
+    pub(crate) fn next_layer_number(&self) -> u64 {
+        self.layer_numbers.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(crate) fn owner(&self) -> LayerOwner {
@@ -302,6 +332,9 @@ fn open_files(context: &Context, directory: &Path, manifest: &TimelineManifest) 
         }
         Arc::new(file)
     };
-    let runs = manifest.runs.iter().map(|run| Run { layers: run.iter().map(open).collect() });
+    let runs = manifest
+        .runs
+        .iter()
+        .map(|run| Run { layers: run.layers.iter().map(open).collect(), kept: run.kept });
     LayerMap { runs: runs.collect() }
 }

@@ -6,6 +6,7 @@ use treering_types::{Key, KeyClass, KeyRange, Lsn, PageImage, RelTag};
 
 use super::{Phase, Timeline};
 use crate::{
+    cache::Caches,
     error::{EngineError, Result},
     read::{Level, View, scan},
     relation::RelMeta,
@@ -17,7 +18,8 @@ impl Timeline {
     /// The newest value of a key at or before `lsn`, and its LSN; `None` when there is none or it is gone.
     ///
     /// # Errors
-    /// NotYet above `last_record_lsn` (also of an ancestor that is still catching up), Gone below the root's start, Corrupt.
+    /// NotYet above `last_record_lsn` (also of an ancestor that is still catching up), Gone below the root's start and where gc has
+    /// been, Corrupt.
     pub fn get_value(&self, key: Key, lsn: Lsn) -> Result<Option<(Lsn, Bytes)>> {
         let found = self.view(lsn)?.newest(&key, lsn)?;
         Ok(found.filter(|found| !found.bytes.is_empty()).map(|found| (found.lsn, found.bytes)))
@@ -100,17 +102,21 @@ impl Timeline {
         Ok(out)
     }
 
-    pub(super) fn corrupt_value(&self, key: Key, lsn: Lsn, what: &str) -> EngineError {
+    pub(crate) fn corrupt_value(&self, key: Key, lsn: Lsn, what: &str) -> EngineError {
         EngineError::CorruptValue { timeline: self.id(), key, lsn, what: what.to_owned() }
     }
 
-    /// What a read at `lsn` can see.
+    /// What a read at `lsn` can see. Whether gc allows it is asked once the layers are held: see [`super::retention`].
     pub(super) fn view(&self, lsn: Lsn) -> Result<View<'_>> {
         if self.check_not_deleted()? == Phase::Importing {
             return Err(EngineError::Importing { timeline: self.id(), importing: true });
         }
         self.check_reached(lsn)?;
-        self.view_unchecked(lsn)
+        let view = self.view_unchecked(lsn)?;
+        self.check_kept(lsn)?;
+        // What a deleted branch needed is dropped from its ancestors.
+        self.check_not_deleted()?;
+        Ok(view)
     }
 
     fn check_reached(&self, wanted: Lsn) -> Result<()> {
@@ -124,6 +130,11 @@ impl Timeline {
     /// As [`Timeline::view`], for the writer and the flush, which may look at their own timeline in any state. Ancestors must have
     /// reached `lsn` or the fork: after a crash one may stand below it until it has ingested again.
     pub(crate) fn view_unchecked(&self, lsn: Lsn) -> Result<View<'_>> {
+        self.view_through(lsn, &self.context.caches)
+    }
+
+    /// The same, through other caches: a merge leaves the engine's alone.
+    pub(crate) fn view_through<'v>(&'v self, lsn: Lsn, caches: &'v Caches) -> Result<View<'v>> {
         let mut levels = vec![self.level(Lsn::MAX)];
         let (mut at, mut clip) = (self, Lsn::MAX);
         while let Some((ancestor, fork)) = at.ancestor() {
@@ -136,8 +147,7 @@ impl Timeline {
         if lsn < start_lsn {
             return Err(EngineError::BeforeHistory { timeline: at.id(), wanted: lsn, start_lsn });
         }
-        let (caches, pg_major) = (&self.context.caches, self.identity.pg_major);
-        Ok(View { levels, caches, pg_major })
+        Ok(View { levels, caches, pg_major: self.identity.pg_major })
     }
 
     fn level(&self, clip: Lsn) -> Level {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use treering_pgfmt::change::PageChange;
-use treering_types::{Key, KeyClass, Lsn, RelTag};
+use treering_types::{ErrorKind, Key, KeyClass, Lsn, RelTag};
 
 use super::{Phase, Timeline};
 use crate::{
@@ -40,7 +40,7 @@ impl TipMetas {
 impl Timeline {
     /// Takes a batch; readers see it whole once `last_record_lsn` has moved to the batch's.
     ///
-    /// Waits for the flush while too many frozen layers are behind. Nothing here is durable: what lies above
+    /// Waits for the flush while too many frozen layers are behind, and merges while too many runs are. Nothing here is durable: what lies above
     /// `disk_consistent_lsn` is to be written again after a crash.
     ///
     /// # Errors
@@ -146,7 +146,7 @@ impl Timeline {
         for (key, lsn) in long.into_iter().filter(|(key, _)| is_page(key)) {
             let page = self.view_unchecked(lsn).and_then(|view| view.page(&key, lsn));
             match page {
-                Ok(page) => open.insert_image(key, lsn, PageChange::Image(page).encode()),
+                Ok(page) => open.insert_image(key, lsn, PageChange::Image(page.into()).encode()),
                 // Reads of the page will say the same, aloud.
                 Err(error) => tracing::debug!(%error, ?key, "no image for a long chain"),
             }
@@ -160,9 +160,10 @@ impl Timeline {
     }
 
     fn wait_for_room(&self) -> Result<()> {
-        let frozen_max = self.context.options.frozen_layers_max.max(1);
         loop {
-            if self.layers().frozen.len() < frozen_max {
+            let (flush_is_behind, compaction_is_behind) =
+                (self.flush_is_behind(), self.compaction_is_behind());
+            if !flush_is_behind && !compaction_is_behind {
                 return Ok(());
             }
             self.check_latch()?;
@@ -173,16 +174,39 @@ impl Timeline {
             if !self.context.options.background {
                 self.flush_frozen()?;
             }
+            // Here and now: the thread may be busy with a large merge of another timeline.
+            if compaction_is_behind && self.compact_once(false)?.merges > 0 {
+                continue;
+            }
             let deadline = Instant::now() + ROOM_POLL;
-            self.progress.wait_until(deadline, || self.layers().frozen.len() < frozen_max);
+            let has_room = || !self.flush_is_behind() && !self.compaction_is_behind();
+            self.progress.wait_until(deadline, has_room);
         }
+    }
+
+    fn flush_is_behind(&self) -> bool {
+        self.layers().frozen.len() >= self.context.options.frozen_layers_max.max(1)
+    }
+
+    /// What an import left is no fault of the writer's. A damaged layer keeps compaction from going on, but not the log from
+    /// coming in: reads that need the layer say so.
+    fn compaction_is_behind(&self) -> bool {
+        let files = &self.layers().files;
+        // Cheap first: this is asked for every batch.
+        let runs_max = self.context.options.runs_hard_max.max(2);
+        if files.runs.len() < runs_max || self.phase() != Phase::Live {
+            return false;
+        }
+        let written = files.runs.iter().filter(|run| run.lsns().end > self.start_lsn() + 1);
+        let is_damaged = |error: &EngineError| error.kind() == ErrorKind::Corrupt;
+        written.count() >= runs_max && !self.merge_problem.lock().as_ref().is_some_and(is_damaged)
     }
 
     /// Has frozen layers flushed: by the background thread, or here when there is none. A failure is kept for the next
     /// write: this one has been taken.
     fn flush_behind(&self) {
         if self.context.options.background {
-            self.context.flush_queue.wake();
+            self.context.flush_bell.ring();
         } else if let Err(error) = self.flush_frozen() {
             tracing::debug!(%error, "flush behind a write failed");
         }

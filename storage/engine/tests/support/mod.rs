@@ -2,7 +2,12 @@
 
 #![allow(dead_code)] // Each test binary uses its own part of it.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use treering_engine::{
     CopyOf, Direction, Engine, EngineError, EngineOptions, NewTenant, RelMeta, Result, Tenant,
@@ -33,6 +38,14 @@ pub fn tiny_options() -> EngineOptions {
         chain_max: 4,
         open_chain_max: 7,
         block_bytes: 600,
+        fan_in: 3,
+        runs_max: 4,
+        runs_hard_max: 6,
+        layer_bytes_max: 2 << 10,
+        merge_bytes_max: 64 << 10,
+        pitr_window: Duration::ZERO,
+        pitr_bytes: 0,
+        gc_delay: Duration::ZERO,
         background: false,
         ..EngineOptions::default()
     }
@@ -144,6 +157,10 @@ pub struct ModelTimeline {
     pub batches: Vec<WriteBatch>,
     pub last: Lsn,
     pub deleted: bool,
+    /// The highest cut-off that anyone was told.
+    pub cut_off: Lsn,
+    /// Granted since the engine was opened.
+    pub leases: BTreeSet<Lsn>,
 }
 
 /// Engine and model side by side.
@@ -172,6 +189,8 @@ impl<F: FileSystem + Clone> World<F> {
             batches: Vec::new(),
             last: START,
             deleted: false,
+            cut_off: START,
+            leases: BTreeSet::new(),
         };
         for relation in 0..RELATIONS {
             let acts: Vec<Act> = (0..2).map(|b| Act::Image(rel(5, relation), b, 0x11)).collect();
@@ -241,6 +260,8 @@ impl<F: FileSystem + Clone> World<F> {
             batches: Vec::new(),
             last: at,
             deleted: false,
+            cut_off: at,
+            leases: BTreeSet::new(),
         });
         Ok(self.timelines.len() - 1)
     }
@@ -264,9 +285,45 @@ impl<F: FileSystem + Clone> World<F> {
         state
     }
 
-    /// Everything that the engine says about a timeline at an LSN is what the model says.
+    /// The timeline whose log holds `lsn` in the history of another.
+    pub fn owner(&self, index: usize, lsn: Lsn) -> usize {
+        let mut owner = index;
+        while let Some((ancestor, fork)) = self.timelines[owner].ancestor
+            && lsn < fork
+        {
+            let found = self.timelines.iter().position(|timeline| timeline.id == ancestor);
+            owner = found.expect("the model knows ancestors");
+        }
+        owner
+    }
+
+    /// Whether gc has left `lsn` to be read. What branches and leases pin, and what lies above the cut-off, it must.
+    pub fn is_kept(&self, index: usize, lsn: Lsn) -> bool {
+        let owner = &self.timelines[self.owner(index, lsn)];
+        let timeline = self.tenant().timeline(owner.id).expect("ancestors live");
+        assert!(timeline.cut_off() >= owner.cut_off, "the cut-off went back");
+        let kept = timeline.retained().allows(lsn);
+        let branches = self.timelines.iter().filter(|timeline| !timeline.deleted);
+        let pins = branches.filter_map(|branch| branch.ancestor);
+        let must = pins.into_iter().any(|pin| pin == (owner.id, lsn))
+            || owner.leases.contains(&lsn)
+            || lsn >= timeline.cut_off();
+        assert!(kept || !must, "{lsn} is pinned");
+        kept
+    }
+
+    /// Everything that the engine says about a timeline at an LSN is what the model says, or that gc has been there.
     pub fn check(&self, index: usize, lsn: Lsn) {
         let timeline = self.timeline(index);
+        if !self.is_kept(index, lsn) {
+            let refused = timeline.get_page(slru(0), lsn);
+            let earliest = timeline.earliest_lsn();
+            assert!(
+                matches!(refused, Err(EngineError::BelowCutOff { earliest: told, .. }) if told == earliest),
+                "{refused:?}"
+            );
+            return;
+        }
         let state = self.state(index, lsn);
         check_relations(&timeline, &state, lsn);
         check_pages(&timeline, &state, lsn);
@@ -278,6 +335,7 @@ impl<F: FileSystem + Clone> World<F> {
         for index in self.live() {
             let timeline = self.timeline(index);
             let last = timeline.last_record_lsn();
+            self.check(index, timeline.earliest_lsn());
             let span = last.0 - START.0;
             for step in 0..=steps {
                 let lsn = Lsn(START.0 + span * step / steps.max(1));
@@ -292,7 +350,20 @@ impl<F: FileSystem + Clone> World<F> {
     pub fn reopen(&mut self, fs: F) -> Result<()> {
         self.engine = None;
         self.fs = fs;
+        self.timelines.iter_mut().for_each(|timeline| timeline.leases.clear());
         self.engine = Some(open(&self.fs)?);
+        Ok(())
+    }
+
+    /// Moves the cut-off, and compacts what is due.
+    pub fn gc(&mut self, index: usize, cut_off: Lsn) -> Result<()> {
+        let timeline = self.timeline(index);
+        let cut_off = cut_off.min(timeline.disk_consistent_lsn());
+        let done = timeline.gc_below(cut_off);
+        // Only what was acknowledged survives a crash.
+        done?;
+        let model = &mut self.timelines[index];
+        model.cut_off = model.cut_off.max(cut_off);
         Ok(())
     }
 
@@ -370,7 +441,7 @@ fn encode_act(
         }
         Act::Image(rel, block, fill) => {
             change(pending, *rel, *block)?;
-            (Key::rel_block(*rel, *block), PageChange::Image(filled(*fill)))
+            (Key::rel_block(*rel, *block), PageChange::Image(filled(*fill).into()))
         }
         Act::Zero(rel, block) => {
             change(pending, *rel, *block)?;
@@ -380,7 +451,7 @@ fn encode_act(
             change(pending, *rel, *block)?;
             (Key::rel_block(*rel, *block), PageChange::MultiOffsets(vec![(*index, *word)]))
         }
-        Act::SlruImage(page, fill) => (slru(*page), PageChange::Image(filled(*fill))),
+        Act::SlruImage(page, fill) => (slru(*page), PageChange::Image(filled(*fill).into())),
         Act::SlruDelta(page, index, word) => {
             (slru(*page), PageChange::MultiOffsets(vec![(*index, *word)]))
         }

@@ -4,6 +4,7 @@ use treering_pgfmt::version::PgMajor;
 use treering_types::{Key, KeyClass, Lsn, LsnRange, TenantId, TimelineId};
 
 use super::*;
+use crate::manifest::Kept;
 
 const ROOT: TimelineId = TimelineId([1; 16]);
 const CHILD: TimelineId = TimelineId([2; 16]);
@@ -38,12 +39,16 @@ fn layer(number: u64, lsns: (u64, u64)) -> LayerDesc {
     }
 }
 
+fn run(layers: Vec<LayerDesc>) -> RunDesc {
+    RunDesc { layers, kept: Kept::default() }
+}
+
 fn sample_timeline() -> TimelineManifest {
     TimelineManifest {
         sequence: 3,
         disk_consistent_lsn: Lsn(300),
         next_layer: 3,
-        runs: vec![vec![layer(2, (200, 301))], vec![layer(1, (101, 200))]],
+        runs: vec![run(vec![layer(2, (200, 301))]), run(vec![layer(1, (101, 200))])],
         ..TimelineManifest::empty(TenantId([9; 16]), ROOT, 1, Lsn(100))
     }
 }
@@ -108,9 +113,10 @@ fn broken_timelines_are_noticed() {
     breaks(|m| m.next_layer = 2);
     breaks(|m| m.disk_consistent_lsn = Lsn(299));
     breaks(|m| m.runs.reverse());
-    breaks(|m| m.runs.push(vec![]));
-    breaks(|m| m.runs[0].push(layer(1, (200, 301))));
-    breaks(|m| m.runs[0][0].lsns.end = Lsn(200));
+    breaks(|m| m.runs.push(run(vec![])));
+    breaks(|m| m.runs[0].layers.push(layer(1, (200, 301))));
+    breaks(|m| m.runs[0].layers[0].lsns.end = Lsn(200));
+    breaks(|m| m.leases = vec![Lsn(9), Lsn(8)]);
 }
 
 #[test]
@@ -125,10 +131,24 @@ fn timelines_step_forward_only() {
     assert!(!breaks(|_| ()));
     assert!(breaks(|m| m.pg_tli = 4));
     assert!(breaks(|m| m.disk_consistent_lsn = Lsn(299)));
-    assert!(breaks(|m| m.runs[0][0].number = 7));
+    assert!(breaks(|m| m.runs[0].layers[0].entries = 7));
+    assert!(!breaks(|m| m.cut_off = Lsn(300)));
+    assert!(breaks(|m| m.cut_off = Lsn(301)));
     assert!(!breaks(|m| {
         m.disk_consistent_lsn = Lsn(400);
         m.next_layer = 4;
-        m.runs.insert(0, vec![layer(3, (301, 401))]);
+        m.runs.insert(0, run(vec![layer(3, (301, 401))]));
     }));
+}
+
+#[test]
+fn version_2_comes_back_whole() {
+    let mut manifest = sample_timeline();
+    manifest.cut_off = Lsn(250);
+    manifest.leases = vec![Lsn(120), Lsn(130)];
+    manifest.runs[1].kept = Kept { cut_off: Lsn(150), points: 2, history_bytes: 77 };
+    let bytes = crate::manifest::store::encode_file(&manifest);
+    let path = std::path::Path::new("manifest");
+    let back = crate::manifest::store::decode_file::<TimelineManifest>(path, &bytes);
+    assert_eq!(back.unwrap(), manifest);
 }

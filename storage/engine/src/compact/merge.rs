@@ -1,0 +1,123 @@
+//! The merge: entries of adjacent runs as one stream in (key, LSN) order, one block of each run in memory.
+//!
+//! Values of one key at one LSN may lie in several runs (an import writes that way): those of older runs come first, so
+//! the stream keeps the order in which they were written.
+
+use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
+
+use treering_types::{Key, Lsn};
+
+use crate::{
+    error::Result,
+    layer::{Entry, block::Block, file::LayerFile},
+    layer_map::Run,
+};
+
+/// Reads a run from its first entry to its last, past the block cache.
+struct RunReader {
+    layers: std::vec::IntoIter<Arc<LayerFile>>,
+    layer: Option<Arc<LayerFile>>,
+    next_block: usize,
+    block: Option<Block>,
+    at: usize,
+    bytes_read: u64,
+}
+
+impl RunReader {
+    fn new(run: &Run) -> RunReader {
+        RunReader {
+            layers: run.layers.clone().into_iter(),
+            layer: None,
+            next_block: 0,
+            block: None,
+            at: 0,
+            bytes_read: 0,
+        }
+    }
+
+    fn next(&mut self) -> Result<Option<Entry>> {
+        loop {
+            if let Some(block) = &self.block
+                && let Some(head) = block.heads().get(self.at)
+            {
+                self.at += 1;
+                let (key, lsn, base, chain) = (head.key, head.lsn, head.base, head.chain);
+                return Ok(Some(Entry { key, lsn, base, chain, bytes: block.value(head) }));
+            }
+            if !self.next_block()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn next_block(&mut self) -> Result<bool> {
+        loop {
+            if let Some(layer) = &self.layer {
+                // A layer that cannot be opened has no blocks: it must not pass for an empty one.
+                if let Some(error) = layer.broken() {
+                    return Err(error);
+                }
+                if self.next_block < layer.block_count() {
+                    self.block = Some(layer.read_block(self.next_block)?);
+                    self.bytes_read += layer.stored_len(self.next_block);
+                    self.next_block += 1;
+                    self.at = 0;
+                    return Ok(true);
+                }
+            }
+            self.layer = self.layers.next();
+            self.next_block = 0;
+            if self.layer.is_none() {
+                self.block = None;
+                return Ok(false);
+            }
+        }
+    }
+}
+
+/// Where the next entry of a reader goes: key, LSN, then older runs first.
+type Place = Reverse<(Key, Lsn, Reverse<usize>)>;
+
+/// See the module.
+pub(crate) struct Merge {
+    /// Newest first.
+    readers: Vec<RunReader>,
+    /// The next entry of each reader.
+    heads: Vec<Option<Entry>>,
+    order: BinaryHeap<Place>,
+}
+
+impl Merge {
+    /// Of adjacent runs, newest first.
+    pub fn new(runs: &[Run]) -> Result<Merge> {
+        let readers: Vec<RunReader> = runs.iter().map(RunReader::new).collect();
+        let heads = readers.iter().map(|_| None).collect();
+        let mut merge = Merge { readers, heads, order: BinaryHeap::new() };
+        (0..runs.len()).try_for_each(|number| merge.advance(number))?;
+        Ok(merge)
+    }
+
+    fn advance(&mut self, number: usize) -> Result<()> {
+        let Some(reader) = self.readers.get_mut(number) else { return Ok(()) };
+        let next = reader.next()?;
+        if let Some(entry) = &next {
+            self.order.push(Reverse((entry.key, entry.lsn, Reverse(number))));
+        }
+        if let Some(head) = self.heads.get_mut(number) {
+            *head = next;
+        }
+        Ok(())
+    }
+
+    pub fn next(&mut self) -> Result<Option<Entry>> {
+        let Some(Reverse((_, _, Reverse(number)))) = self.order.pop() else { return Ok(None) };
+        let entry = self.heads.get_mut(number).and_then(Option::take);
+        self.advance(number)?;
+        Ok(entry)
+    }
+
+    /// Bytes of files read so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.readers.iter().map(|reader| reader.bytes_read).sum()
+    }
+}
