@@ -203,7 +203,14 @@ impl Member {
     ) -> Result<(), StoreError> {
         self.check_latch()?;
         match &message {
-            ProposerMessage::Append(append) if !append.bytes.is_empty() => self.check_room()?,
+            // One look at the disk and one sync for all appends of a batch.
+            ProposerMessage::Append(append) if !append.bytes.is_empty() => {
+                if !self.has_unsynced {
+                    self.check_room()?;
+                }
+            }
+            // Commits what is synced, and the rest once it is.
+            ProposerMessage::Commit(_) => {}
             _ => self.flush(out)?,
         }
         self.step(Input::Received { from, message }, out)

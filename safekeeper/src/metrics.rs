@@ -44,12 +44,12 @@ impl Metrics {
     /// Runs the work on a batch, and counts what it did.
     pub(crate) fn observe_batch(
         &self,
-        messages: &[(ProposerId, ProposerMessage)],
-        work: impl FnOnce() -> Vec<Outgoing>,
+        messages: Vec<(ProposerId, ProposerMessage)>,
+        work: impl FnOnce(Vec<(ProposerId, ProposerMessage)>) -> Vec<Outgoing>,
     ) -> Vec<Outgoing> {
         let bytes: usize = messages.iter().map(|(_, message)| append_bytes(message)).sum();
         let begin = Instant::now();
-        let answers = work();
+        let answers = work(messages);
         if bytes > 0 {
             self.write_seconds.observe(begin.elapsed().as_secs_f64());
             self.appended_bytes.inc_by(bytes as u64);

@@ -1,13 +1,15 @@
 //! A running timeline: a task that feeds the member with whatever has queued up, and everyone else's handle on it.
 //!
 //! The queue is bounded; a proposer that sends faster than the disk writes waits in its own socket. While the disk
-//! is busy with one batch the next one gathers: that is the group commit. Answers go to the newest connection of a
+//! is busy with one batch the next one gathers: that is the group commit. While batches follow each other one thread of
+//! the blocking pool has the member: handing it over for each batch would cost more than the batch. Answers go to the newest connection of a
 //! proposer; messages that an older connection of it still had under way are dropped.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
+    runtime::Handle,
     sync::{mpsc, watch},
     time::timeout,
 };
@@ -81,13 +83,8 @@ impl Timeline {
             stop: stop.clone(),
             stopped: stopped.clone(),
         };
-        let driver = Driver {
-            member: Some(member),
-            publish,
-            connections: HashMap::new(),
-            horizon: Lsn::INVALID,
-            metrics,
-        };
+        let driver =
+            Driver { member, publish, connections: HashMap::new(), horizon: Lsn::INVALID, metrics };
         tokio::spawn(async move {
             let _done = stopped.drop_guard();
             driver.run(queue, stop).await;
@@ -172,56 +169,67 @@ struct Connection {
 }
 
 struct Driver {
-    /// Away while a batch is being written.
-    member: Option<Member>,
+    member: Member,
     publish: watch::Sender<Status>,
     connections: HashMap<ProposerId, Connection>,
     horizon: Lsn,
     metrics: Arc<Metrics>,
 }
 
+/// What came of waiting for requests.
+enum Next {
+    Requests(Vec<Request>),
+    Quiet,
+    Stopped,
+}
+
 impl Driver {
+    /// Without requests this is an async task and no more; the first one moves it to a thread that may block, until it
+    /// is quiet again.
     async fn run(mut self, mut queue: mpsc::Receiver<Request>, stop: CancellationToken) {
-        let mut is_quiet = true;
-        loop {
-            let mut requests = Vec::new();
-            let wait = if is_quiet { Duration::MAX } else { QUIET };
-            let received = tokio::select! {
-                () = stop.cancelled() => break,
-                received = timeout(wait, queue.recv_many(&mut requests, QUEUE)) => received,
-            };
-            let alive = match received {
-                Ok(0) => break,
-                Ok(_) => self.handle(requests).await,
-                Err(_) => self.with_member(persist_quietly).await,
-            };
-            is_quiet = received.is_err();
-            if alive.is_err() {
-                break;
-            }
-        }
-        if self.with_member(persist_quietly).await.is_err() {
-            self.publish.send_modify(|status| {
-                status.latched.get_or_insert_with(|| "the writer ended unexpectedly".to_owned());
+        let (publish, runtime) = (self.publish.clone(), Handle::current());
+        while let Next::Requests(first) = next(&mut queue, &stop, Duration::MAX).await {
+            let (runtime, stop) = (runtime.clone(), stop.clone());
+            let busy = run_blocking(move || {
+                runtime.block_on(self.be_busy(&mut queue, &stop, first));
+                self.persist_quietly();
+                (self, queue)
             });
+            match busy.await {
+                Ok(back) => (self, queue) = back,
+                Err(_) => {
+                    publish.send_modify(|status| {
+                        let why = || "the writer ended unexpectedly".to_owned();
+                        status.latched.get_or_insert_with(why);
+                    });
+                    return;
+                }
+            }
         }
     }
 
-    async fn handle(&mut self, requests: Vec<Request>) -> Result<(), StoreError> {
+    /// On a thread that may block: batch after batch, until none comes for a while.
+    async fn be_busy(
+        &mut self,
+        queue: &mut mpsc::Receiver<Request>,
+        stop: &CancellationToken,
+        first: Vec<Request>,
+    ) {
+        self.handle(first);
+        while let Next::Requests(requests) = next(queue, stop, QUIET).await {
+            self.handle(requests);
+        }
+    }
+
+    fn handle(&mut self, requests: Vec<Request>) {
         let messages = self.sort(requests);
-        let horizon = self.horizon;
-        let metrics = self.metrics.clone();
-        let answers = self
-            .with_member(move |member| {
-                let answers = metrics.observe_batch(&messages, || member.process(messages.clone()));
-                if let Err(error) = member.trim(horizon) {
-                    tracing::warn!(%error, timeline = %member.identity().timeline, "not trimmed");
-                }
-                answers
-            })
-            .await?;
+        let (member, horizon) = (&mut self.member, self.horizon);
+        let answers = self.metrics.observe_batch(messages, |messages| member.process(messages));
+        if let Err(error) = member.trim(horizon) {
+            tracing::warn!(%error, timeline = %member.identity().timeline, "not trimmed");
+        }
+        self.publish_status();
         answers.into_iter().for_each(|answer| self.answer(answer));
-        Ok(())
     }
 
     /// Notes what concerns this task; the rest is for the member.
@@ -260,31 +268,37 @@ impl Driver {
         }
     }
 
-    /// Lends the member to a thread that may block, and publishes its watermarks after.
-    async fn with_member<T: Send + 'static>(
-        &mut self,
-        work: impl FnOnce(&mut Member) -> T + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let mut member = self.member.take().ok_or(StoreError::Shutdown)?;
-        let (member, value) = run_blocking(move || {
-            let value = work(&mut member);
-            (member, value)
-        })
-        .await?;
-        let status = member.status();
+    fn publish_status(&mut self) {
+        let status = self.member.status();
         self.publish.send_if_modified(|published| {
             let is_new = *published != status;
             *published = status;
             is_new
         });
-        self.member = Some(member);
-        Ok(value)
+    }
+
+    fn persist_quietly(&mut self) {
+        if let Err(error) = self.member.persist_commit() {
+            let timeline = self.member.identity().timeline;
+            tracing::warn!(%error, %timeline, "commit position not persisted");
+        }
+        self.publish_status();
     }
 }
 
-fn persist_quietly(member: &mut Member) {
-    if let Err(error) = member.persist_commit() {
-        let timeline = member.identity().timeline;
-        tracing::warn!(%error, %timeline, "commit position not persisted");
+/// Waits for requests, for `patience` at most, and takes all that there are.
+async fn next(
+    queue: &mut mpsc::Receiver<Request>,
+    stop: &CancellationToken,
+    patience: Duration,
+) -> Next {
+    let mut requests = Vec::new();
+    tokio::select! {
+        () = stop.cancelled() => Next::Stopped,
+        received = timeout(patience, queue.recv_many(&mut requests, QUEUE)) => match received {
+            Ok(0) => Next::Stopped,
+            Ok(_) => Next::Requests(requests),
+            Err(_) => Next::Quiet,
+        },
     }
 }

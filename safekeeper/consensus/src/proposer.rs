@@ -404,23 +404,36 @@ impl Proposer {
             self.members.set_link(from, Link::Streaming { next: response.flush_lsn });
             actions.push(send(from, Commit { term: own, commit_lsn: self.commit_lsn }));
         }
-        actions.extend(self.pump(from));
-        actions.extend(self.advance_commit());
+        let has_advanced = self.advance_commit();
+        let appends = self.pump(from);
+        if has_advanced {
+            actions.extend(self.announce_commit(&appends));
+        }
+        actions.extend(appends);
         actions
     }
 
     /// Commit is what a majority has flushed in this term, once that covers the term's own first entry.
-    fn advance_commit(&mut self) -> Vec<Action> {
-        let Phase::Elected(election) = &self.phase else { return Vec::new() };
+    fn advance_commit(&mut self) -> bool {
+        let Phase::Elected(election) = &self.phase else { return false };
         let reached = self.members.quorum_flush_lsn().unwrap_or(Lsn::INVALID);
         if reached < election.start_lsn || reached <= self.commit_lsn {
-            return Vec::new();
+            return false;
         }
-        let term = election.term;
         self.commit_lsn = reached;
         self.window.drop_before(self.members.lowest_need().unwrap_or(reached).min(reached));
-        let news = Commit { term, commit_lsn: reached };
-        let streaming = self.members.streaming();
+        true
+    }
+
+    /// To all that follow, but those to whom one of `appends` tells it.
+    fn announce_commit(&self, appends: &[Action]) -> Vec<Action> {
+        let Phase::Elected(election) = &self.phase else { return Vec::new() };
+        let news = Commit { term: election.term, commit_lsn: self.commit_lsn };
+        let is_told = |member: &NodeId| {
+            appends.iter().any(|action| matches!(action, Action::Send { to, .. } if to == member))
+        };
+        let mut streaming = self.members.streaming();
+        streaming.retain(|member| !is_told(member));
         streaming.into_iter().map(|member| send(member, news.clone())).collect()
     }
 

@@ -19,7 +19,10 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(30);
 /// A client silent for so long is gone (`wal_sender_timeout`).
 const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// Read from disk at once.
+/// While commits follow each other closely, what they wrote goes out together, so often at most: waking a receiver for
+/// each would cost the machine more than the commits themselves. The first after a pause goes out at once.
+const SEND_PAUSE: Duration = Duration::from_millis(2);
+/// Read from disk at once. So much does not wait for a pause to be over.
 const READ_BYTES_MAX: u64 = 8 * WAL_DATA_BYTES_MAX as u64;
 
 /// What a client's message means for the stream.
@@ -63,14 +66,20 @@ impl Session {
         let (mut sent, mut heard_at, mut sent_at) = (start, Instant::now(), Instant::now());
         loop {
             let commit_lsn = status.borrow_and_update().commit_lsn;
-            if sent < commit_lsn {
+            let is_due = is_much(sent, commit_lsn) || sent_at.elapsed() >= SEND_PAUSE;
+            if sent < commit_lsn && is_due {
                 match self.send_wal(sent, commit_lsn).await? {
                     Some(end) => sent = end,
                     None => return self.connection.ready().await,
                 }
                 sent_at = Instant::now();
             }
-            let wakes_at = if sent < commit_lsn { Instant::now() } else { sent_at + KEEPALIVE };
+            let is_behind = sent < commit_lsn;
+            let pause = match is_behind {
+                true if is_much(sent, commit_lsn) => Duration::ZERO,
+                true => SEND_PAUSE,
+                false => KEEPALIVE,
+            };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return self.connection.stopping().await,
@@ -82,14 +91,14 @@ impl Session {
                         Reply::Closed => return Ok(()),
                     }
                 }
-                changed = status.changed() => if changed.is_err() {
+                changed = status.changed(), if !is_behind => if changed.is_err() {
                     return self.connection.stopping().await;
                 },
-                () = sleep_until(wakes_at) => {
+                () = sleep_until(sent_at + pause) => {
                     if heard_at.elapsed() > SILENCE_MAX {
                         return Err(SenderError::Timeout);
                     }
-                    if sent >= commit_lsn {
+                    if !is_behind {
                         self.keepalive(commit_lsn, heard_at.elapsed() > SILENCE).await?;
                         sent_at = Instant::now();
                     }
@@ -176,6 +185,10 @@ fn piece_end(at: Lsn, end: Lsn) -> Lsn {
     let segment_end = at.segment_start() + WAL_SEGMENT_SIZE;
     let longest = at + WAL_DATA_BYTES_MAX as u64;
     if end.min(segment_end) <= longest { end.min(segment_end) } else { longest.page_start() }
+}
+
+fn is_much(sent: Lsn, commit_lsn: Lsn) -> bool {
+    commit_lsn.0 >= sent.0 + READ_BYTES_MAX
 }
 
 fn removed(segment: String) -> Report {
