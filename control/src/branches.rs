@@ -27,6 +27,8 @@ const RECONCILE_PAUSE: Duration = Duration::from_millis(100);
 pub struct Branches {
     store: Store,
     peers: Peers,
+    /// Of a project that is made here.
+    pg_version: u32,
     /// One change at a time: records are read, judged and written under it.
     changing: Mutex<()>,
 }
@@ -48,8 +50,8 @@ pub struct CreateBranch {
 }
 
 impl Branches {
-    pub fn new(store: Store, peers: Peers) -> Branches {
-        Branches { store, peers, changing: Mutex::new(()) }
+    pub fn new(store: Store, peers: Peers, pg_version: u32) -> Branches {
+        Branches { store, peers, pg_version, changing: Mutex::new(()) }
     }
 
     /// Finishes what a crash cut short: the default project exists with its root branch, deletions are carried out,
@@ -76,7 +78,7 @@ impl Branches {
             self.store.put_project(&Project {
                 id: DEFAULT_PROJECT.to_owned(),
                 tenant_id: TenantId(rand::random()),
-                pg_version: 15,
+                pg_version: self.pg_version,
                 default_branch: ROOT_BRANCH.to_owned(),
                 created_at: Timestamp::now(),
                 role: "postgres".to_owned(),

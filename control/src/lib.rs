@@ -33,6 +33,8 @@ pub struct ControlOptions {
     pub agent_http: String,
     /// Where clients connect, for connection strings: `host:port`.
     pub client_address: String,
+    /// Major of the Postgres that computes run: what a first project is made for.
+    pub pg_version: u32,
 }
 
 /// Runs until `stop` is cancelled. `ready` is called with the address once requests are answered.
@@ -50,7 +52,7 @@ pub async fn run(
         .with_context(|| format!("listen for the control API on {}", options.listen_http))?;
     let address = listener.local_addr()?;
     let peers = peers::Peers::new(&options)?;
-    let branches = Arc::new(branches::Branches::new(store, peers));
+    let branches = Arc::new(branches::Branches::new(store, peers, options.pg_version));
     tokio::select! {
         done = branches.reconcile() => done.context("finish what was under way")?,
         () = stop.cancelled() => return Ok(()),

@@ -41,6 +41,8 @@ pub enum ServiceError {
     Invalid { field: Option<String>, message: String, hint: Option<String> },
     #[error("too many requests of this kind at once")]
     Busy,
+    #[error("a timeline has {most} lease holders at most")]
+    TooManyLeases { most: usize },
     #[error("the pageserver is stopping")]
     Shutdown,
     #[error(transparent)]
@@ -64,7 +66,7 @@ impl ServiceError {
             ServiceError::WaitTimedOut { .. } => ErrorKind::NotYet,
             ServiceError::BeforeStart { .. } => ErrorKind::Gone,
             ServiceError::NoRecordEnd { .. } | ServiceError::Invalid { .. } => ErrorKind::Invalid,
-            ServiceError::Busy => ErrorKind::Busy,
+            ServiceError::Busy | ServiceError::TooManyLeases { .. } => ErrorKind::Busy,
             ServiceError::Shutdown => ErrorKind::Shutdown,
             ServiceError::Wire(error) => error.kind(),
             ServiceError::Io(_) => ErrorKind::Io,

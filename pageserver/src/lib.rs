@@ -17,6 +17,7 @@ pub mod error;
 pub mod http;
 pub mod import;
 pub mod ingest;
+pub mod leases;
 pub mod live;
 mod metrics;
 mod options;
@@ -64,6 +65,7 @@ pub async fn run(
     let mut faces = JoinSet::new();
     faces.spawn(page_service::run(Arc::clone(&service), pg));
     faces.spawn(ingest::poll::run(Arc::clone(&service)));
+    faces.spawn(Arc::clone(&service).expire_leases());
     let serving = http::run(Arc::clone(&service), http);
     faces.spawn(async move {
         if let Err(error) = serving.await {

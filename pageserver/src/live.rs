@@ -20,6 +20,7 @@ use treering_types::{Lsn, TenantId, TimelineId};
 use crate::{
     cluster_state::{self, LoadError},
     error::ServiceError,
+    leases::Leases,
 };
 
 /// How ingest of one timeline is doing.
@@ -38,6 +39,7 @@ pub struct LiveTimeline {
     pub timeline: Arc<Timeline>,
     ancestor: Option<(Arc<LiveTimeline>, Lsn)>,
     last_record: watch::Sender<Lsn>,
+    pub leases: Leases,
     /// Cancelled when the timeline is deleted or the service stops.
     pub stop: CancellationToken,
     /// A receiver runs.
@@ -52,12 +54,14 @@ impl LiveTimeline {
     pub(crate) fn new(
         timeline: Arc<Timeline>,
         ancestor: Option<(Arc<LiveTimeline>, Lsn)>,
+        lease_length: Duration,
         stop: CancellationToken,
     ) -> LiveTimeline {
         LiveTimeline {
             last_record: watch::Sender::new(timeline.last_record_lsn()),
             timeline,
             ancestor,
+            leases: Leases::new(lease_length),
             stop,
             ingesting: AtomicBool::new(false),
             ingest: Mutex::default(),

@@ -1,6 +1,9 @@
 //! What the pageserver counts. Names and units are in `docs/operations`; base units throughout.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use prometheus_client::{
     encoding::text::encode,
@@ -32,7 +35,15 @@ pub struct Metrics {
     pub branch_create_seconds: Histogram,
     timelines: Gauge,
     ingest_lag_bytes: Gauge<u64, AtomicU64>,
+    lsn_leases: Gauge,
     layer_bytes: Gauge<u64, AtomicU64>,
+    layers: Gauge,
+    runs_max: Gauge,
+    compaction_due_bytes: Gauge<u64, AtomicU64>,
+    garbage_bytes: Gauge<u64, AtomicU64>,
+    flushed_bytes: Counter,
+    compaction_read_bytes: Counter,
+    compaction_written_bytes: Counter,
     open_bytes: Gauge<u64, AtomicU64>,
     registry: Arc<Registry>,
 }
@@ -46,7 +57,12 @@ impl Default for Metrics {
         let (backups, branches_created) = (Counter::default(), Counter::default());
         let branch_create_seconds = latency();
         let (timelines, ingest_lag_bytes) = (Gauge::default(), Gauge::default());
+        let lsn_leases = Gauge::default();
         let (layer_bytes, open_bytes) = (Gauge::default(), Gauge::default());
+        let (layers, runs_max) = (Gauge::default(), Gauge::default());
+        let (compaction_due_bytes, garbage_bytes) = (Gauge::default(), Gauge::default());
+        let (flushed_bytes, compaction_read_bytes, compaction_written_bytes) =
+            (Counter::default(), Counter::default(), Counter::default());
         registry.register("ingested_bytes", "WAL applied", ingested_bytes.clone());
         registry.register("ingest_failures", "Receivers that failed", ingest_failures.clone());
         registry.register("pages_served", "Pages answered", pages_served.clone());
@@ -65,7 +81,23 @@ impl Default for Metrics {
         registry.register("timelines", "Timelines", timelines.clone());
         let help = "Committed WAL that is not ingested, the furthest behind timeline";
         registry.register("ingest_lag_bytes", help, ingest_lag_bytes.clone());
+        let help = "LSNs leased to computes, of all timelines";
+        registry.register("lsn_leases", help, lsn_leases.clone());
         registry.register("layer_bytes", "Bytes in layer files", layer_bytes.clone());
+        registry.register("layers", "Layer files", layers.clone());
+        let help =
+            "Runs of layer files, the timeline with the most: what a read may have to look at";
+        registry.register("runs_max", help, runs_max.clone());
+        let help = "Bytes of layer files that the merges that are due would read";
+        registry.register("compaction_due_bytes", help, compaction_due_bytes.clone());
+        let help = "Bytes of layer files that nobody can ask for any more, an estimate";
+        registry.register("garbage_bytes", help, garbage_bytes.clone());
+        let help = "Bytes of layer files written by flushes";
+        registry.register("flushed_bytes", help, flushed_bytes.clone());
+        let help = "Bytes of layer files read by compaction";
+        registry.register("compaction_read_bytes", help, compaction_read_bytes.clone());
+        let help = "Bytes of layer files written by compaction";
+        registry.register("compaction_written_bytes", help, compaction_written_bytes.clone());
         registry.register("open_bytes", "Memory in open and frozen layers", open_bytes.clone());
         Metrics {
             ingested_bytes,
@@ -79,7 +111,15 @@ impl Default for Metrics {
             branch_create_seconds,
             timelines,
             ingest_lag_bytes,
+            lsn_leases,
             layer_bytes,
+            layers,
+            runs_max,
+            compaction_due_bytes,
+            garbage_bytes,
+            flushed_bytes,
+            compaction_read_bytes,
+            compaction_written_bytes,
             open_bytes,
             registry: Arc::new(registry),
         }
@@ -88,10 +128,25 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Everything, in the OpenMetrics text format.
-    pub fn text(&self, engine: &Engine, ingest_lag_bytes: u64) -> String {
+    pub fn text(&self, engine: &Engine, ingest_lag_bytes: u64, leases: usize) -> String {
         let infos: Vec<_> = engine.timelines().iter().map(|timeline| timeline.info()).collect();
         self.timelines.set(infos.len() as i64);
         self.ingest_lag_bytes.set(ingest_lag_bytes);
+        self.lsn_leases.set(leases as i64);
+        self.layers.set(infos.iter().map(|info| info.layers as i64).sum());
+        self.runs_max.set(infos.iter().map(|info| info.runs as i64).max().unwrap_or(0));
+        self.compaction_due_bytes.set(infos.iter().map(|info| info.compaction_due_bytes).sum());
+        self.garbage_bytes.set(infos.iter().map(|info| info.garbage_bytes).sum());
+        // The engine counts; what it says only grows.
+        let traffic = engine.traffic();
+        let counted = [
+            (&self.flushed_bytes, traffic.flushed_bytes),
+            (&self.compaction_read_bytes, traffic.merge_read_bytes),
+            (&self.compaction_written_bytes, traffic.merge_written_bytes),
+        ];
+        for (counter, bytes) in counted {
+            counter.inner().fetch_max(bytes, Ordering::Relaxed);
+        }
         self.layer_bytes.set(infos.iter().map(|info| info.layer_bytes).sum());
         self.open_bytes
             .set(infos.iter().map(|info| (info.open_bytes + info.frozen_bytes) as u64).sum());

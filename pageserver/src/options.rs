@@ -24,6 +24,8 @@ pub struct PageserverOptions {
     pub wait_lsn_max: Duration,
     /// How often the safekeeper is asked for timelines with new WAL.
     pub poll_interval: Duration,
+    /// How long a compute may read at an LSN after it last said that it does. Computes renew three times as often.
+    pub lsn_lease_length: Duration,
     /// A replication connection without new WAL and with nothing left to flush is closed after this.
     pub idle_disconnect: Duration,
 }
@@ -46,6 +48,7 @@ impl PageserverOptions {
             engine: EngineOptions::default(),
             wait_lsn_max: Duration::from_secs(30),
             poll_interval: Duration::from_secs(1),
+            lsn_lease_length: Duration::from_secs(600),
             idle_disconnect: Duration::from_secs(30),
         }
     }

@@ -1,15 +1,20 @@
 //! What every face of the pageserver shares: the engine, the live timelines, and the few acts on them.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
     sync::{Notify, Semaphore},
     task,
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
-use treering_engine::{Boundary, Engine, NewTenant, Tenant};
+use treering_engine::{Boundary, Engine, EngineOptions, NewTenant, Tenant};
 use treering_fs::RealFs;
 use treering_pgfmt::version::PgMajor;
 use treering_types::{Lsn, TenantId, TimelineId};
@@ -25,6 +30,9 @@ use crate::{
 
 /// Blocking calls (engine reads and writes, imports) at once.
 const BLOCKING_MAX: usize = 64;
+/// Leases that ran out are let go of after a tenth of their length, within these bounds.
+const EXPIRE_MIN: Duration = Duration::from_millis(100);
+const EXPIRE_MAX: Duration = Duration::from_secs(30);
 /// Base backups at once; the others wait their turn.
 const BACKUPS_MAX: usize = 8;
 
@@ -60,7 +68,10 @@ impl Service {
     ) -> Result<Arc<Service>, ServiceError> {
         let root = options.data_dir.join("tenants");
         std::fs::create_dir_all(&root)?;
-        let engine = Engine::open(Arc::new(RealFs), &root, options.engine.clone())?;
+        // No gc before every holder of a lease has had time to come again.
+        let gc_delay = options.lsn_lease_length;
+        let engine_options = EngineOptions { gc_delay, ..options.engine.clone() };
+        let engine = Engine::open(Arc::new(RealFs), &root, engine_options)?;
         let templates = Templates::new(&options.data_dir, options.pg_bin_dirs.clone());
         Ok(Arc::new(Service {
             options,
@@ -101,6 +112,17 @@ impl Service {
         done.map_err(Into::into)
     }
 
+    /// Lets go of the leases that have run out, now and then, until the service stops.
+    pub(crate) async fn expire_leases(self: Arc<Self>) {
+        let pause = (self.options.lsn_lease_length / 10).clamp(EXPIRE_MIN, EXPIRE_MAX);
+        while self.cancel.run_until_cancelled(sleep(pause)).await.is_some() {
+            let all: Vec<_> = self.live.lock().values().cloned().collect();
+            for live in all {
+                live.leases.expire(Instant::now(), |lsns| live.timeline.set_leases(lsns));
+            }
+        }
+    }
+
     /// Asks the safekeeper for new WAL now rather than at the next poll.
     pub fn poke(&self) {
         self.poke.notify_one();
@@ -136,7 +158,8 @@ impl Service {
             let ancestor = next.ancestor().and_then(|(ancestor, fork)| {
                 Some((Arc::clone(known.get(&(tenant, ancestor.id()))?), fork))
             });
-            let live = Arc::new(LiveTimeline::new(next, ancestor, self.cancel.child_token()));
+            let (length, stop) = (self.options.lsn_lease_length, self.cancel.child_token());
+            let live = Arc::new(LiveTimeline::new(next, ancestor, length, stop));
             known.insert(key, Arc::clone(&live));
             if missing.is_empty() {
                 return Ok(live);

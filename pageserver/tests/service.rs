@@ -317,11 +317,19 @@ async fn pages_follow_the_log() {
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    let (status, detail) = running.post(format!("{timeline}/gc"), json!({})).await;
+    // Everything is younger than the window.
+    assert_eq!((status, &detail["earliest_lsn"]), (200, &detail["start_lsn"]), "{detail}");
+    let (status, detail) =
+        running.post(format!("{timeline}/compact"), json!({ "force": true })).await;
+    assert_eq!((status, &detail["runs"]), (200, &json!(1)), "{detail}");
     let (status, found) = running.post(format!("{timeline}/verify"), json!({})).await;
     assert_eq!((status, found), (200, json!({ "findings": [] })));
     let metrics =
         reqwest::get(running.url("/metrics")).await.expect("metrics").text().await.expect("text");
-    assert!(metrics.contains("treering_pageserver_ingested_bytes_total"), "{metrics}");
+    for name in ["ingested_bytes_total", "compaction_written_bytes_total", "runs_max"] {
+        assert!(metrics.contains(&format!("treering_pageserver_{name}")), "{metrics}");
+    }
 
     // A parent with branches stays; a stop and a start change nothing.
     let delete = |url: String| async {

@@ -48,9 +48,10 @@ async fn branches(dir: &tempfile::TempDir, pageserver: Answer, agent: SocketAddr
         safekeeper_http: format!("http://{pageserver}"),
         agent_http: format!("http://{agent}"),
         client_address: "127.0.0.1:1".to_owned(),
+        pg_version: 15,
     };
     let store = Store::open(&dir.path().join("control.redb")).unwrap();
-    Branches::new(store, Peers::new(&options).unwrap())
+    Branches::new(store, Peers::new(&options).unwrap(), options.pg_version)
 }
 
 /// A pageserver where everything works, and where nothing is known of moments before history.

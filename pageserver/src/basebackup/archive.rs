@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc::Sender;
 use treering_engine::{EngineError, Timeline};
 use treering_pgfmt::{checksum, relpath, version::PgMajor};
-use treering_types::{Key, PAGE_SIZE, RelTag};
+use treering_types::{Key, PAGE_SIZE, RelTag, SlruKind};
 
 use super::{
     pages::{self, Pages},
@@ -44,10 +44,9 @@ fn write_all(timeline: &Timeline, mut plan: Plan, tar: &mut Tar) -> Result<(), S
     for (path, bytes) in &plan.files {
         tar.file(path, bytes)?;
     }
-    let slru_keys = plan.slrus.iter().flat_map(|range| segments(*range)).flat_map(Segment::keys);
+    let slru_keys = plan.slru_segments.iter().flat_map(|segment| segment.keys());
     pages::with_read_ahead(timeline, plan.lsn, slru_keys, |pages| {
-        let segments = plan.slrus.iter().flat_map(|range| segments(*range));
-        segments.into_iter().try_for_each(|segment| slru_segment(tar, pages, &segment))
+        plan.slru_segments.iter().try_for_each(|segment| slru_segment(tar, pages, segment))
     })?;
     let keys = plan.relations.iter().flat_map(|file| {
         let rel = file.pages_of;
@@ -65,22 +64,37 @@ fn write_all(timeline: &Timeline, mut plan: Plan, tar: &mut Tar) -> Result<(), S
     plan.start.unreadable = unreadable;
     let (path, control) = plan.control_file();
     tar.file(path, control)?;
-    let start = serde_json::to_vec_pretty(&plan.start).map_err(std::io::Error::from)?;
+    let start = serde_json::to_vec(&plan.start).map_err(std::io::Error::from)?;
     tar.file(START_FILE, &start)?;
     tar.end()
 }
 
 /// One SLRU segment file: whole from its first page on, up to the range's last page.
 #[derive(Clone, Copy)]
-struct Segment {
+pub(super) struct Segment {
     range: SlruRange,
-    number: u32,
-    pages: u32,
+    pub(super) number: u32,
+    pub(super) pages: u32,
 }
 
 impl Segment {
     fn keys(self) -> impl Iterator<Item = Key> {
         self.page_numbers().map(move |page| Key::slru(self.range.kind, page))
+    }
+
+    pub(super) fn kind(&self) -> SlruKind {
+        self.range.kind
+    }
+
+    /// Below the data directory.
+    pub(super) fn path(&self) -> String {
+        format!("{}/{:04X}", self.range.kind.directory(), self.number)
+    }
+
+    /// Neither the range's first nor its last: every page was once needed, and no new one is made in it.
+    pub(super) fn is_inside(&self) -> bool {
+        let ends = [self.range.first, self.range.last].map(|page| page / SLRU_SEGMENT_PAGES);
+        !ends.contains(&self.number) && self.pages == SLRU_SEGMENT_PAGES
     }
 
     fn page_numbers(&self) -> impl Iterator<Item = u32> + use<> {
@@ -99,7 +113,7 @@ impl Segment {
     }
 }
 
-fn segments(range: SlruRange) -> impl Iterator<Item = Segment> {
+pub(super) fn segments(range: SlruRange) -> impl Iterator<Item = Segment> {
     let (first, last) = (range.first / SLRU_SEGMENT_PAGES, range.last / SLRU_SEGMENT_PAGES);
     let count = range.pages.div_ceil(SLRU_SEGMENT_PAGES);
     let steps = if first <= last && range.first <= range.last {
@@ -118,8 +132,7 @@ fn segments(range: SlruRange) -> impl Iterator<Item = Segment> {
 }
 
 fn slru_segment(tar: &mut Tar, pages: &mut Pages, segment: &Segment) -> Result<(), ServiceError> {
-    let path = format!("{}/{:04X}", segment.range.kind.directory(), segment.number);
-    tar.header(&path, u64::from(segment.pages) * PAGE_SIZE as u64, FILE_MODE)?;
+    tar.header(&segment.path(), u64::from(segment.pages) * PAGE_SIZE as u64, FILE_MODE)?;
     for page_no in segment.page_numbers() {
         match pages.next() {
             Ok(page) => tar.bytes(&page[..])?,

@@ -4,6 +4,9 @@
 //! writer, [`archive`] writes the tar, [`start`] makes `pg_control` and the description of the start. The archive is
 //! produced on a blocking thread and sent as it grows: memory is bounded by the chunks in flight.
 //!
+//! A *lazy* backup leaves out what a compute fetches when it first touches it: relation files, and SLRU segments that
+//! are neither the first nor the last of their range. The description lists them instead, with their sizes.
+//!
 //! Not in it: WAL (the receiver builds the segment with the synthetic checkpoint that `pg_control` points at), and
 //! configuration beyond an empty `postgresql.conf`. Pages that this version cannot redo are replaced by pages that
 //! Postgres refuses to read, and are listed in the description; any other damage ends the backup.
@@ -19,7 +22,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use treering_types::Lsn;
 
-pub use start::{START_FILE, Start, UnreadableRelation};
+pub use start::{LazyFiles, LazyRelation, LazySegment, START_FILE, Start, UnreadableRelation};
 
 use crate::{error::ServiceError, live::LiveTimeline, service::Service};
 
@@ -28,6 +31,15 @@ const CHUNKS_AHEAD: usize = 8;
 
 /// Chunks of a tar archive, or the error that ended it.
 pub type Chunks = mpsc::Receiver<Result<Bytes, ServiceError>>;
+
+/// How much of the pages a backup holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// All of them.
+    Whole,
+    /// Those that a compute needs before it can fetch the others.
+    Lazy,
+}
 
 /// Begins a backup at `lsn`, a record end: waits until it is ingested, then streams. The first errors are given here, later
 /// ones as the last chunk.
@@ -38,6 +50,7 @@ pub async fn begin(
     service: &Arc<Service>,
     live: Arc<LiveTimeline>,
     lsn: Lsn,
+    contents: Contents,
 ) -> Result<Chunks, ServiceError> {
     let start_lsn = live.timeline.start_lsn();
     if lsn < start_lsn {
@@ -45,7 +58,7 @@ pub async fn begin(
     }
     service.wait_for(&live, lsn, service.options.wait_lsn_max).await?;
     let planned = Arc::clone(&live);
-    let plan = service.blocking(move || plan::plan(&planned, lsn)).await?;
+    let plan = service.blocking(move || plan::plan(&planned, lsn, contents)).await?;
     let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
     let service = Arc::clone(service);
     tokio::spawn(async move {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use treering_engine::{Boundary, Direction, RelMeta};
 use treering_pgfmt::{
     control::{CONTROL_FILE_PATH, ControlFile},
+    crc::crc32c,
     relmap,
     relpath::{self, DEFAULT_TABLESPACE, GLOBAL_TABLESPACE},
     twophase,
@@ -13,13 +14,17 @@ use treering_pgfmt::{
 };
 use treering_types::{Fork, Key, KeyClass, Lsn, RelTag, SlruKind};
 
-use super::start::{self, Start};
+use super::{
+    Contents, archive,
+    start::{self, LazyFiles, LazyRelation, LazySegment, Start},
+};
 use crate::{
     clock,
     cluster_state::{self, ClusterState},
     directory::Directory,
     error::ServiceError,
     live::LiveTimeline,
+    page_service::answers,
     service::boundary_at,
 };
 
@@ -90,7 +95,7 @@ pub(super) struct Plan {
     pub(super) checksums: bool,
     pub(super) directories: BTreeSet<String>,
     pub(super) files: Vec<(String, Bytes)>,
-    pub(super) slrus: Vec<SlruRange>,
+    pub(super) slru_segments: Vec<archive::Segment>,
     pub(super) relations: Vec<RelationFile>,
     /// `pg_control`.
     pub(super) control: Bytes,
@@ -102,7 +107,11 @@ pub(super) struct Plan {
 ///
 /// # Errors
 /// Invalid when `lsn` is no record end; those of reads.
-pub(super) fn plan(live: &LiveTimeline, lsn: Lsn) -> Result<Plan, ServiceError> {
+pub(super) fn plan(
+    live: &LiveTimeline,
+    lsn: Lsn,
+    contents: Contents,
+) -> Result<Plan, ServiceError> {
     let timeline = &live.timeline;
     let boundary = record_end(live, lsn)?;
     let state = cluster_state::load(timeline, lsn)?;
@@ -120,7 +129,7 @@ pub(super) fn plan(live: &LiveTimeline, lsn: Lsn) -> Result<Plan, ServiceError> 
             ("PG_VERSION".to_owned(), version_file(major)),
             ("postgresql.conf".to_owned(), Bytes::from_static(PLACEHOLDER_CONF)),
         ],
-        slrus: Vec::new(),
+        slru_segments: Vec::new(),
         relations: Vec::new(),
         control: control.into(),
         start,
@@ -128,8 +137,12 @@ pub(super) fn plan(live: &LiveTimeline, lsn: Lsn) -> Result<Plan, ServiceError> 
     plan.add_directories(live)?;
     plan.add_two_phase(live)?;
     plan.add_origins(live)?;
-    plan.slrus = slru_ranges(live, lsn, &state)?;
+    let ranges = slru_ranges(live, lsn, &state)?;
+    plan.slru_segments = ranges.into_iter().flat_map(archive::segments).collect();
     plan.add_relations(timeline.relations(Key::class_range(KeyClass::RelMeta), lsn)?);
+    if contents == Contents::Lazy {
+        plan.leave_to_be_fetched();
+    }
     Ok(plan)
 }
 
@@ -218,7 +231,7 @@ impl Plan {
             file.extend_from_slice(&[0; 6]);
             file.extend_from_slice(&remote_lsn);
         }
-        let crc = crc32c::crc32c(&file).to_le_bytes();
+        let crc = crc32c(&file).to_le_bytes();
         file.extend_from_slice(&crc);
         self.files.push(("pg_logical/replorigin_checkpoint".to_owned(), file.into()));
         Ok(())
@@ -246,6 +259,29 @@ impl Plan {
                 }
             }
         }
+    }
+
+    /// Moves what a compute can fetch later from the archive to its description.
+    fn leave_to_be_fetched(&mut self) {
+        let relations = std::mem::take(&mut self.relations);
+        let relation = |file: RelationFile| LazyRelation {
+            name: file.name,
+            pages_of: file.pages_of.fork,
+            blocks: file.blocks,
+        };
+        let segments = std::mem::take(&mut self.slru_segments);
+        let (later, now) = segments.into_iter().partition(archive::Segment::is_inside);
+        self.slru_segments = now;
+        let segment = |segment: archive::Segment| LazySegment {
+            path: segment.path(),
+            kind: answers::slru_number(segment.kind()),
+            segment: segment.number,
+            pages: segment.pages,
+        };
+        self.start.lazy = Some(LazyFiles {
+            relations: relations.into_iter().map(relation).collect(),
+            slru_segments: Vec::into_iter(later).map(segment).collect(),
+        });
     }
 
     /// Path and content of the last small file before the description.

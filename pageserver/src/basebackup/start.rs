@@ -6,7 +6,7 @@ use treering_pgfmt::{
     control::{ControlFile, ControlParameters},
     wal::{encode::record_start_after, state::Parameters},
 };
-use treering_types::{Lsn, RelTag, TenantId, TimelineId};
+use treering_types::{Fork, Lsn, RelTag, TenantId, TimelineId};
 
 use crate::cluster_state::ClusterState;
 
@@ -40,6 +40,53 @@ pub struct Start {
     pub data_checksums: bool,
     /// Relations with pages that this version cannot redo; Postgres refuses to read those pages.
     pub unreadable: Vec<UnreadableRelation>,
+    /// Only in a lazy backup.
+    pub lazy: Option<LazyFiles>,
+}
+
+/// Files that are not in the archive: to be fetched page by page.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LazyFiles {
+    pub relations: Vec<LazyRelation>,
+    pub slru_segments: Vec<LazySegment>,
+}
+
+/// A relation fork. As JSON an array, for there may be a hundred thousand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "LazyRelationRow", into = "LazyRelationRow")]
+pub struct LazyRelation {
+    /// Names the files.
+    pub name: RelTag,
+    /// The fork whose pages they get: the init fork for the main fork of an unlogged relation.
+    pub pages_of: Fork,
+    pub blocks: u32,
+}
+
+/// Tablespace, database, relation, fork, the fork whose pages it gets, blocks.
+type LazyRelationRow = (u32, u32, u32, Fork, Fork, u32);
+
+impl From<LazyRelationRow> for LazyRelation {
+    fn from((tablespace, database, relation, fork, pages_of, blocks): LazyRelationRow) -> Self {
+        LazyRelation { name: RelTag { tablespace, database, relation, fork }, pages_of, blocks }
+    }
+}
+
+impl From<LazyRelation> for LazyRelationRow {
+    fn from(file: LazyRelation) -> Self {
+        let RelTag { tablespace, database, relation, fork } = file.name;
+        (tablespace, database, relation, fork, file.pages_of, file.blocks)
+    }
+}
+
+/// A whole SLRU segment file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LazySegment {
+    /// Below the data directory.
+    pub path: String,
+    /// As page requests name it.
+    pub kind: u8,
+    pub segment: u32,
+    pub pages: u32,
 }
 
 /// A relation that is not whole in the archive.
@@ -90,6 +137,7 @@ pub(super) fn describe(
         max_locks_per_transaction: parameters.max_locks_per_xact,
         data_checksums: parameters.data_checksums,
         unreadable: Vec::new(),
+        lazy: None,
     };
     (start, control.encode().to_vec())
 }

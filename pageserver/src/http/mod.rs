@@ -7,7 +7,7 @@ mod tenant;
 mod timeline;
 mod views;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Instant};
 
 use axum::{
     Json, Router,
@@ -66,6 +66,8 @@ pub fn router(service: Arc<Service>) -> Router {
             get(timeline::record_boundary),
         )
         .route("/v1/tenant/{tenant}/timeline/{timeline}/flush", post(timeline::flush))
+        .route("/v1/tenant/{tenant}/timeline/{timeline}/compact", post(timeline::compact))
+        .route("/v1/tenant/{tenant}/timeline/{timeline}/gc", post(timeline::gc))
         .route("/v1/tenant/{tenant}/timeline/{timeline}/unhandled", get(timeline::unhandled))
         .route("/v1/tenant/{tenant}/timeline/{timeline}/verify", post(timeline::verify))
         .fallback(async || Problem::not_found("no such path"))
@@ -90,12 +92,14 @@ async fn version() -> Json<serde_json::Value> {
 }
 
 async fn metrics(State(service): Shared) -> Response {
-    let lag = |timeline: &Arc<treering_engine::Timeline>| {
-        let live = service.live(timeline.identity().tenant, timeline.id()).ok()?;
-        live.commit_lsn().bytes_since(timeline.last_record_lsn())
-    };
-    let lag = service.engine.timelines().iter().filter_map(lag).max().unwrap_or(0);
+    let (mut lag, mut leases, now) = (0, 0, Instant::now());
+    for timeline in service.engine.timelines() {
+        // One that is deleted meanwhile is left out.
+        let Ok(live) = service.live(timeline.identity().tenant, timeline.id()) else { continue };
+        lag = lag.max(live.commit_lsn().bytes_since(timeline.last_record_lsn()).unwrap_or(0));
+        leases += live.leases.count(now);
+    }
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let text = service.metrics.text(&service.engine, lag);
+    let text = service.metrics.text(&service.engine, lag, leases);
     ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }

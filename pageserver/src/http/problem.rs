@@ -12,6 +12,7 @@ use serde::Serialize;
 use treering_engine::EngineError;
 use treering_types::ErrorKind;
 
+use super::views;
 use crate::error::ServiceError;
 
 /// An error as it is sent.
@@ -71,6 +72,11 @@ impl From<ServiceError> for Problem {
         let message = error.to_string();
         let (field, hint) = match error {
             ServiceError::Invalid { field, hint, message: _ } => (field, hint),
+            ServiceError::Engine(EngineError::BelowCutOff { earliest, earliest_time, .. }) => {
+                let time = earliest_time.and_then(views::timestamp);
+                let time = time.map(|time| format!(", {time}")).unwrap_or_default();
+                (None, Some(format!("the earliest is {earliest}{time}")))
+            }
             _ => (None, None),
         };
         Problem { status, code, message, field, hint }

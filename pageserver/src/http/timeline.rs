@@ -15,9 +15,9 @@ use super::{
     Shared,
     body::{Asked, Body, TenantPath, TimelinePath},
     problem::Problem,
-    views::{self, CreatedView, TimelineView, UnhandledView},
+    views::{self, CreatedView, LeaseView, TimelineView, UnhandledView},
 };
-use crate::{error::ServiceError, live::LiveTimeline, service::boundary_at};
+use crate::{clock, error::ServiceError, live::LiveTimeline, service::boundary_at};
 
 /// How long a new branch waits for its LSN to be ingested.
 const WAIT_MS_DEFAULT: u64 = 10_000;
@@ -93,6 +93,8 @@ pub(super) async fn detail(
 ) -> Result<Json<TimelineView>, Problem> {
     let live = service.live(tenant, timeline)?;
     let mut view = TimelineView::from(&*live);
+    let leases = live.leases.list(Instant::now());
+    view.leases = Some(leases.into_iter().map(LeaseView::from).collect());
     let count = service.blocking(move || {
         live.timeline.unreadable(live.timeline.last_record_lsn()).map(|found| found.len())
     });
@@ -215,6 +217,37 @@ pub(super) async fn flush(
     let live = service.live(tenant, timeline)?;
     let flushed = Arc::clone(&live);
     service.blocking(move || flushed.timeline.flush()).await?;
+    Ok(Json(TimelineView::from(&*live)))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AskCompact {
+    /// Everything into one run, whatever it costs.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Merges the layer files that are worth merging. Answers when that is done.
+pub(super) async fn compact(
+    State(service): Shared,
+    TimelinePath(tenant, timeline): TimelinePath,
+    Body(AskCompact { force }): Body<AskCompact>,
+) -> Result<Json<TimelineView>, Problem> {
+    let live = service.live(tenant, timeline)?;
+    let compacted = Arc::clone(&live);
+    service.blocking(move || compacted.timeline.compact(force)).await?;
+    Ok(Json(TimelineView::from(&*live)))
+}
+
+/// Moves the cut-off to the beginning of the window, and merges what that makes worth merging.
+pub(super) async fn gc(
+    State(service): Shared,
+    TimelinePath(tenant, timeline): TimelinePath,
+) -> Result<Json<TimelineView>, Problem> {
+    let live = service.live(tenant, timeline)?;
+    let collected = Arc::clone(&live);
+    service.blocking(move || collected.timeline.gc(clock::now())).await?;
     Ok(Json(TimelineView::from(&*live)))
 }
 

@@ -6,7 +6,7 @@ use treering_engine::{TenantInfo, Timeline, Unreadable};
 use treering_types::{Lsn, TenantId, TimelineId};
 use treering_wire::{PG_EPOCH_UNIX_SECONDS, PgTime};
 
-use crate::live::LiveTimeline;
+use crate::{leases::Lease, live::LiveTimeline};
 
 /// A tenant.
 #[derive(Debug, Serialize)]
@@ -54,8 +54,17 @@ pub(super) struct TimelineView {
     ingest_lag_bytes: u64,
     ingesting: bool,
     ingest_error: Option<String>,
+    /// The lowest LSN from which on everything can be read, ancestors included.
+    earliest_lsn: Lsn,
+    /// Below it its own history is given up, but for branches and leases.
+    cut_off_lsn: Lsn,
     layers: usize,
     layer_bytes: u64,
+    /// Runs of layers: how many a read may have to look at.
+    runs: usize,
+    /// What the next merge would read, and about how much nobody can ask for any more.
+    compaction_due_bytes: u64,
+    garbage_bytes: u64,
     open_bytes: usize,
     frozen_layers: usize,
     frozen_bytes: usize,
@@ -65,6 +74,9 @@ pub(super) struct TimelineView {
     /// Relations with pages that this version cannot redo; only in details.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) unhandled_relations: Option<usize>,
+    /// Who reads where; only in details.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) leases: Option<Vec<LeaseView>>,
 }
 
 impl From<&LiveTimeline> for TimelineView {
@@ -88,14 +100,40 @@ impl From<&LiveTimeline> for TimelineView {
             ingest_lag_bytes: commit_lsn.bytes_since(info.last_record_lsn).unwrap_or(0),
             ingesting: live.is_ingesting(),
             ingest_error: live.ingest_status().error,
+            earliest_lsn: info.earliest_lsn,
+            cut_off_lsn: info.cut_off,
             layers: info.layers,
             layer_bytes: info.layer_bytes,
+            runs: info.runs,
+            compaction_due_bytes: info.compaction_due_bytes,
+            garbage_bytes: info.garbage_bytes,
             open_bytes: info.open_bytes,
             frozen_layers: info.frozen_layers,
             frozen_bytes: info.frozen_bytes,
             children: info.children,
             latched: info.latched,
             unhandled_relations: None,
+            leases: None,
+        }
+    }
+}
+
+/// An LSN lease.
+#[derive(Debug, Serialize)]
+pub(super) struct LeaseView {
+    /// A compute, by the name that its agent gives it.
+    holder: String,
+    lsn: Lsn,
+    /// Until it runs out; whole seconds, rounded down.
+    seconds_left: u64,
+}
+
+impl From<Lease> for LeaseView {
+    fn from(lease: Lease) -> LeaseView {
+        LeaseView {
+            holder: lease.holder.to_string(),
+            lsn: lease.lsn,
+            seconds_left: lease.left.as_secs(),
         }
     }
 }

@@ -17,11 +17,12 @@ use treering_pgfmt::{
     relpath::{self, DEFAULT_TABLESPACE, GLOBAL_TABLESPACE, SEGMENT_BLOCKS},
     twophase,
     version::PgMajor,
-    wal::state::{ClusterState, STATE_FIELDS},
+    wal::{
+        image::Image,
+        state::{ClusterState, STATE_FIELDS},
+    },
 };
-use treering_types::{
-    ControlField, Fork, Key, Lsn, PAGE_SIZE, PageImage, RelTag, SlruKind, TimelineId,
-};
+use treering_types::{ControlField, Fork, Key, Lsn, PAGE_SIZE, RelTag, SlruKind, TimelineId};
 
 use super::{ImportError, wal_end};
 use crate::directory::{Directory, tablespace_key};
@@ -244,7 +245,7 @@ impl Import<'_> {
 fn page_value(page: &[u8; PAGE_SIZE]) -> Value {
     let change = match page.iter().all(|byte| *byte == 0) {
         true => PageChange::Zero,
-        false => PageChange::Image(PageImage::from(*page)),
+        false => PageChange::Image(Image::whole(page)),
     };
     Value::whole(change.encode())
 }
@@ -300,6 +301,7 @@ fn numbered(dir: &Path) -> Result<Vec<u32>, ImportError> {
 mod tests {
     use treering_engine::{Engine, EngineOptions, NewTenant};
     use treering_fs::CrashFs;
+    use treering_pgfmt::crc::crc32c;
     use treering_types::TenantId;
 
     use super::*;
@@ -321,7 +323,7 @@ mod tests {
         for (at, value) in fields {
             file[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
         }
-        let crc = crc32c::crc32c(&file[..CRC_OFFSET]);
+        let crc = crc32c(&file[..CRC_OFFSET]);
         file[CRC_OFFSET..CRC_OFFSET + 4].copy_from_slice(&crc.to_le_bytes());
         file
     }

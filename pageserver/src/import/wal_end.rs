@@ -39,7 +39,11 @@ pub(super) fn find(data: &Path, control: &ControlFile) -> Result<WalEnd, ImportE
     Ok(WalEnd { end: raw.end, before: before.end })
 }
 
-fn record_at(data: &Path, control: &ControlFile, start: Lsn) -> Result<RawRecord, ImportError> {
+fn record_at(
+    data: &Path,
+    control: &ControlFile,
+    start: Lsn,
+) -> Result<RawRecord<'static>, ImportError> {
     let bad = |source| ImportError::Wal { at: start, source };
     let tli = control.checkpoint().this_tli;
     let mut decoder = WalDecoder::new(control.major(), start);
@@ -51,7 +55,7 @@ fn record_at(data: &Path, control: &ControlFile, start: Lsn) -> Result<RawRecord
         let from = at.segment_offset() as usize;
         decoder.feed(segment.get(from..).unwrap_or_default());
         if let Some(record) = decoder.next_record().map_err(bad)? {
-            return Ok(record);
+            return Ok(record.into_owned());
         }
         at = at.segment_start() + WAL_SEGMENT_SIZE;
     }

@@ -69,9 +69,14 @@ impl ApplyError {
 
 /// See the module.
 pub struct Applier {
+    decoder: WalDecoder,
+    intake: Intake,
+}
+
+/// What takes the records that the decoder lends.
+struct Intake {
     timeline: Arc<Timeline>,
     major: PgMajor,
-    decoder: WalDecoder,
     state: ClusterState,
     relations: Relations,
     ends: PageEnds,
@@ -99,9 +104,8 @@ impl Applier {
         if let Some(last) = timeline.record_boundary(at)?.filter(|last| last.end == at) {
             decoder = decoder.with_prev(last.start);
         }
-        Ok(Applier {
+        let intake = Intake {
             major: info.pg_major,
-            decoder,
             state,
             relations: Relations::new(Arc::clone(&timeline)),
             ends: PageEnds::open(&timeline, at)?,
@@ -110,7 +114,8 @@ impl Applier {
             batch: WriteBatch::new(at),
             batch_bytes: 0,
             timeline,
-        })
+        };
+        Ok(Applier { decoder, intake })
     }
 
     /// Where the next byte of WAL is expected.
@@ -138,19 +143,21 @@ impl Applier {
     /// [`ApplyError`]; the applier is of no further use.
     pub fn apply(&mut self) -> Result<Lsn, ApplyError> {
         while let Some(raw) = self.decoder.next_record()? {
-            self.record(&raw)?;
-            if self.batch_bytes > BATCH_BYTES_MAX {
-                self.write()?;
+            self.intake.record(&raw)?;
+            if self.intake.batch_bytes > BATCH_BYTES_MAX {
+                self.intake.write()?;
             }
         }
-        self.write()?;
-        Ok(self.batch.last_record_lsn)
+        self.intake.write()?;
+        Ok(self.intake.batch.last_record_lsn)
     }
+}
 
-    fn record(&mut self, raw: &RawRecord) -> Result<(), ApplyError> {
+impl Intake {
+    fn record(&mut self, raw: &RawRecord<'_>) -> Result<(), ApplyError> {
         let record = Record::decode(self.major, raw)?;
         let effects = effects::effects(&mut self.state, &record, self.major)?;
-        let looks_at_database = |effect: &Effect| {
+        let looks_at_database = |effect: &Effect<'_>| {
             matches!(effect, Effect::DatabaseCopy { .. } | Effect::DatabaseDrop(_))
         };
         if effects.iter().any(looks_at_database) {
@@ -171,7 +178,7 @@ impl Applier {
         Ok(())
     }
 
-    fn effect(&mut self, effect: Effect, prev_end: Lsn, lsn: Lsn) -> Result<(), ApplyError> {
+    fn effect(&mut self, effect: Effect<'_>, prev_end: Lsn, lsn: Lsn) -> Result<(), ApplyError> {
         match effect {
             Effect::Page { rel, block, change } => self.page(rel, block, &change, lsn)?,
             Effect::PageIfExists { rel, block, change } => {
@@ -234,7 +241,7 @@ impl Applier {
         &mut self,
         rel: RelTag,
         block: u32,
-        change: &PageChange,
+        change: &PageChange<'_>,
         lsn: Lsn,
     ) -> Result<(), ApplyError> {
         let blocks = block.checked_add(1).ok_or(ApplyError::BlockNumber { lsn, rel, block })?;
@@ -330,7 +337,7 @@ fn origins(timeline: &Timeline, at: Lsn) -> Result<HashMap<u16, u64>, EngineErro
     Ok(found.into_iter().filter_map(origin).collect())
 }
 
-fn value_of(change: &PageChange) -> Value {
+fn value_of(change: &PageChange<'_>) -> Value {
     Value { base: change.is_base(), bytes: change.encode() }
 }
 

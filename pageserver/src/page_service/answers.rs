@@ -110,18 +110,26 @@ fn database_bytes(live: &LiveTimeline, database: u32, lsn: Lsn) -> Result<i64, E
     Ok(bytes)
 }
 
-/// The pages of a segment up to the first that does not exist.
+/// The number by which page requests name an SLRU: as published, and 3 for `pg_commit_ts`.
+pub(crate) fn slru_number(kind: SlruKind) -> u8 {
+    match kind {
+        SlruKind::Xact => 0,
+        SlruKind::MultiMembers => 1,
+        SlruKind::MultiOffsets => 2,
+        SlruKind::CommitTs => 3,
+    }
+}
+
+/// The pages of a segment up to the first that does not exist. Of `pg_commit_ts` all: a page of it can come into being
+/// without WAL, and a missing one is zeros.
 fn slru_segment(
     live: &LiveTimeline,
     number: u8,
     segment: u32,
     lsn: Lsn,
 ) -> Result<Answer, EngineError> {
-    let kind = match number {
-        0 => SlruKind::Xact,
-        1 => SlruKind::MultiMembers,
-        2 => SlruKind::MultiOffsets,
-        _ => return Ok(error_answer(&format!("{number} names no SLRU"))),
+    let Some(kind) = SlruKind::ALL.into_iter().find(|kind| slru_number(*kind) == number) else {
+        return Ok(error_answer(&format!("{number} names no SLRU")));
     };
     let Some(first) = segment.checked_mul(SLRU_SEGMENT_PAGES) else {
         return Ok(error_answer(&format!("SLRU segment {segment} cannot exist")));
@@ -132,6 +140,9 @@ fn slru_segment(
     for page in live.timeline.get_pages(&keys, lsn) {
         match page {
             Ok(page) => pages.extend_from_slice(&page[..]),
+            Err(EngineError::NoPage { .. }) if kind == SlruKind::CommitTs => {
+                pages.extend_from_slice(&[0; PAGE_SIZE]);
+            }
             Err(EngineError::NoPage { .. }) => break,
             Err(error) => return Err(error),
         }

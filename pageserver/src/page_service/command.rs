@@ -4,13 +4,14 @@ use std::str::FromStr;
 
 use treering_types::{Lsn, TenantId, TimelineId};
 
-use crate::error::ServiceError;
+use crate::{basebackup::Contents, error::ServiceError};
 
 /// One query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
     Pagestream { tenant: TenantId, timeline: TimelineId },
-    Basebackup { tenant: TenantId, timeline: TimelineId, lsn: Lsn },
+    LsnLease { tenant: TenantId, timeline: TimelineId },
+    Basebackup { tenant: TenantId, timeline: TimelineId, lsn: Lsn, contents: Contents },
 }
 
 impl FromStr for Command {
@@ -23,15 +24,23 @@ impl FromStr for Command {
                 tenant: parsed("tenant", tenant)?,
                 timeline: parsed("timeline", timeline)?,
             }),
-            ["basebackup", tenant, timeline, lsn] => Ok(Command::Basebackup {
+            ["lsn_lease_v1", tenant, timeline] => Ok(Command::LsnLease {
                 tenant: parsed("tenant", tenant)?,
                 timeline: parsed("timeline", timeline)?,
-                lsn: parsed("lsn", lsn)?,
             }),
+            ["basebackup", tenant, timeline, lsn, rest @ ..] if matches!(rest, [] | ["lazy"]) => {
+                Ok(Command::Basebackup {
+                    tenant: parsed("tenant", tenant)?,
+                    timeline: parsed("timeline", timeline)?,
+                    lsn: parsed("lsn", lsn)?,
+                    contents: if rest.is_empty() { Contents::Whole } else { Contents::Lazy },
+                })
+            }
             _ => Err(ServiceError::Invalid {
                 field: None,
                 message:
-                    "expected `pagestream_v3 TENANT TIMELINE` or `basebackup TENANT TIMELINE LSN`"
+                    "expected `pagestream_v3 TENANT TIMELINE`, `lsn_lease_v1 TENANT TIMELINE` or \
+                     `basebackup TENANT TIMELINE LSN [lazy]`"
                         .to_owned(),
                 hint: None,
             }),
@@ -51,9 +60,24 @@ mod tests {
     fn commands() {
         let id = "000102030405060708090a0b0c0d0eff";
         let found = format!("basebackup {id} {id} 0/16B3748;").parse::<Command>();
-        assert!(matches!(found, Ok(Command::Basebackup { lsn: Lsn(0x16B3748), .. })));
+        assert!(matches!(
+            found,
+            Ok(Command::Basebackup { lsn: Lsn(0x16B3748), contents: Contents::Whole, .. })
+        ));
+        let found = format!("basebackup {id} {id} 0/16B3748 lazy").parse::<Command>();
+        assert!(matches!(found, Ok(Command::Basebackup { contents: Contents::Lazy, .. })));
         assert!(format!("pagestream_v3 {id} {id}").parse::<Command>().is_ok());
-        for bad in ["", "SELECT 1", "basebackup x y z", &format!("basebackup {id} {id}")] {
+        let found = format!("lsn_lease_v1 {id} {id}").parse::<Command>();
+        assert!(matches!(found, Ok(Command::LsnLease { .. })));
+        let eager = format!("basebackup {id} {id} 0/16B3748 eager");
+        for bad in [
+            "",
+            "SELECT 1",
+            "basebackup x y z",
+            "lsn_lease_v1 x",
+            &format!("basebackup {id} {id}"),
+            &eager,
+        ] {
             assert!(bad.parse::<Command>().is_err(), "{bad}");
         }
     }

@@ -1,11 +1,12 @@
-//! The Postgres-protocol port: page requests and base backups.
+//! The Postgres-protocol port: page requests, LSN leases and base backups.
 //!
 //! A connection starts like any Postgres connection (no TLS yet, no password: the port belongs on a private network) and
-//! then takes simple queries: `pagestream_v3 TENANT TIMELINE` turns it into a stream of page requests, `basebackup
-//! TENANT TIMELINE LSN` answers with a tar archive. `SHOW server_version` and the like are refused.
+//! then takes simple queries: `pagestream_v3 TENANT TIMELINE` turns it into a stream of page requests,
+//! `lsn_lease_v1 TENANT TIMELINE` into one of lease requests, `basebackup TENANT TIMELINE LSN [lazy]` answers with a tar archive. `SHOW server_version` and the like are refused.
 
-mod answers;
+pub(crate) mod answers;
 mod command;
+mod lease_stream;
 mod pagestream;
 
 use std::{io, sync::Arc, time::Duration};
@@ -170,13 +171,22 @@ async fn query(
                 return Ok(AfterQuery::Close);
             }
         },
-        Ok(Command::Basebackup { tenant, timeline, lsn }) => match service.live(tenant, timeline) {
+        Ok(Command::LsnLease { tenant, timeline }) => match service.live(tenant, timeline) {
             Err(error) => Err(error),
-            Ok(live) => match basebackup::begin(service, live, lsn).await {
-                Err(error) => Err(error),
-                Ok(chunks) => backup(service, connection, chunks).await?,
-            },
+            Ok(live) => {
+                lease_stream::serve(&live, connection).await?;
+                return Ok(AfterQuery::Close);
+            }
         },
+        Ok(Command::Basebackup { tenant, timeline, lsn, contents }) => {
+            match service.live(tenant, timeline) {
+                Err(error) => Err(error),
+                Ok(live) => match basebackup::begin(service, live, lsn, contents).await {
+                    Err(error) => Err(error),
+                    Ok(chunks) => backup(service, connection, chunks).await?,
+                },
+            }
+        }
     };
     match done {
         Ok(()) => {}

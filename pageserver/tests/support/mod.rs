@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use treering_engine::EngineOptions;
 use treering_pageserver::{
     PageserverOptions,
-    basebackup::{self, START_FILE, Start},
+    basebackup::{self, Contents, START_FILE, Start},
     live::LiveTimeline,
     service::Service,
 };
@@ -39,8 +39,18 @@ pub const MAIN: TimelineId = TimelineId([1; 16]);
 
 /// A service without listeners and without a safekeeper, with a root timeline.
 pub async fn service(folder: &Path) -> (Arc<Service>, Arc<LiveTimeline>) {
+    let engine = EngineOptions { open_layer_bytes_max: 4 << 20, ..EngineOptions::default() };
+    service_with(folder, engine).await
+}
+
+pub async fn service_with(
+    folder: &Path,
+    engine: EngineOptions,
+) -> (Arc<Service>, Arc<LiveTimeline>) {
     let mut options = PageserverOptions::new(folder, "http://127.0.0.1:1", "127.0.0.1:1");
-    options.engine = EngineOptions { open_layer_bytes_max: 4 << 20, ..EngineOptions::default() };
+    // A service waits for the leases' holders before it collects: as long as the engine is to.
+    options.lsn_lease_length = engine.gc_delay;
+    options.engine = engine;
     options.wait_lsn_max = Duration::from_millis(100);
     let service = Service::open(options, CancellationToken::new()).expect("open");
     service.create_tenant(TENANT, PgMajor::V15).await.expect("tenant");
@@ -54,7 +64,7 @@ pub async fn backup(
     live: &Arc<LiveTimeline>,
     lsn: Lsn,
 ) -> (Vec<u8>, Start) {
-    let chunks = basebackup::begin(service, Arc::clone(live), lsn).await;
+    let chunks = basebackup::begin(service, Arc::clone(live), lsn, Contents::Whole).await;
     let mut chunks = chunks.unwrap_or_else(|error| panic!("basebackup at {lsn}: {error}"));
     let mut archive = Vec::new();
     while let Some(chunk) = chunks.recv().await {

@@ -20,6 +20,7 @@ mod cursor;
 mod error;
 pub mod frame;
 pub mod frontend;
+pub mod lease;
 pub mod pagestream;
 pub mod replication;
 pub mod startup;

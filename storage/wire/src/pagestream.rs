@@ -34,7 +34,7 @@ pub enum Question {
     Page { rel: RelTag, block: u32 },
     /// Bytes in all main forks of a database.
     DatabaseSize { database: u32 },
-    /// A whole SLRU segment. `kind`: 0 `pg_xact`, 1 multixact members, 2 multixact offsets.
+    /// A whole SLRU segment. `kind`: 0 `pg_xact`, 1 multixact members, 2 multixact offsets, 3 (ours) `pg_commit_ts`.
     SlruSegment { kind: u8, segment: u32 },
 }
 
