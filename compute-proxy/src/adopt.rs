@@ -1,14 +1,20 @@
 //! Taking over after an agent that died: each of its computes goes on, or is proven dead, before anything is served.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, ensure};
+use tokio::task::JoinSet;
 
 use crate::{
     agent::Agent,
-    compute::{log::ComputeLog, reap, record::RunRecord, supervise::Postmaster},
+    compute::{log::ComputeLog, owner::Owner, reap, record::RunRecord, supervise::Postmaster},
+    endpoint::{Endpoint, Places},
+    pages::{self, Pages, layout, lsn::Horizon},
     proposer::{Log, Session},
-    standby,
 };
 
 impl Agent {
@@ -17,20 +23,31 @@ impl Agent {
     /// # Errors
     /// A process that cannot be killed: its branch must not be started a second time.
     pub async fn take_over(self: &Arc<Self>) -> anyhow::Result<()> {
+        // Side by side: backends of all of them wait for pages.
+        let mut taking = JoinSet::new();
         for entry in fs::read_dir(self.computes_dir())? {
-            let dir = entry?.path();
-            let looked_at = dir.clone();
-            let alive =
-                tokio::task::spawn_blocking(move || reap::processes_of(&looked_at)).await??;
-            if alive.is_empty() {
-                continue;
-            }
-            if let Err(error) = self.adopt(&dir).await {
-                tracing::warn!(dir = %dir.display(), "a compute of an agent before us cannot go on: {error:#}");
-                tokio::task::spawn_blocking(move || reap::kill_all_of(&dir)).await??;
-            }
+            let (agent, dir) = (self.clone(), entry?.path());
+            taking.spawn(async move { agent.adopt_or_kill(dir).await });
+        }
+        while let Some(taken) = taking.join_next().await {
+            taken??;
         }
         Ok(())
+    }
+
+    async fn adopt_or_kill(self: Arc<Self>, dir: PathBuf) -> anyhow::Result<()> {
+        let looked_at = dir.clone();
+        let alive = tokio::task::spawn_blocking(move || reap::processes_of(&looked_at)).await??;
+        if !alive.is_empty() {
+            let Err(error) = self.adopt(&dir).await else { return Ok(()) };
+            tracing::warn!(dir = %dir.display(), "a compute of an agent before us cannot go on: {error:#}");
+        }
+        let forget = move || {
+            reap::kill_all_of(&dir)?;
+            pages::forget_starts(&dir);
+            Ok(())
+        };
+        tokio::task::spawn_blocking(forget).await?
     }
 
     async fn adopt(self: &Arc<Self>, branch_dir: &Path) -> anyhow::Result<()> {
@@ -51,18 +68,20 @@ impl Agent {
         let log = record.log();
         let endpoint = self.endpoint(log.tenant, log.timeline);
         let _changing = endpoint.change().await?;
+        let session = Arc::new(session);
+        let pages = self.adopt_pages(&endpoint, &record, &session).await?;
         let log = ComputeLog::follow(&endpoint.dir.join("postgres.log"))?;
         let (from, pid) = (session.start_lsn, postmaster.pid());
         endpoint.show("starting", None, Some(pid));
         let socket_dir = record.socket_dir().to_owned();
         let compute = endpoint.supervise(
             postmaster,
-            Arc::new(session),
+            session,
             log,
-            socket_dir,
-            record.run_dir().to_owned(),
+            Places { socket_dir, run_dir: record.run_dir().to_owned() },
+            pages,
         );
-        tokio::spawn(standby::run(compute.clone(), from));
+        self.attend(&compute, &endpoint, from);
         if let Err(error) = self.become_ready(&endpoint, &compute).await {
             compute.stop.cancel();
             compute.wait_ended().await;
@@ -70,5 +89,28 @@ impl Agent {
         }
         tracing::info!(timeline = %endpoint.timeline, pid, "adopted a running compute");
         Ok(())
+    }
+
+    /// Serves the pages of a start whose agent is dead: `up` and the operating system keep two agents from one data
+    /// directory, and what this one held is taken back before anything is answered.
+    async fn adopt_pages(
+        &self,
+        endpoint: &Endpoint,
+        record: &RunRecord,
+        session: &Arc<Session>,
+    ) -> anyhow::Result<Option<Arc<Pages>>> {
+        let (origin, options) = (self.page_origin(endpoint), self.options.pages.clone());
+        let run_dir = record.run_dir().to_owned();
+        let (session, branch_dir) = (session.clone(), endpoint.dir.clone());
+        let adopted = tokio::task::spawn_blocking(move || {
+            let Some(record) = layout::Record::load(&run_dir)? else { return Ok(None) };
+            let horizon = Arc::new(Horizon::of_takeover(session, record.lsn));
+            // The agent before us had it; not waited for, because commits wait for us.
+            let lease = origin.lease(&run_dir, horizon.clone())?;
+            let owner = Owner::for_branch(&branch_dir)?;
+            let reads = (horizon, lease);
+            Ok(Some(Arc::new(Pages::open(record, &origin, reads, &options, owner)?)))
+        });
+        adopted.await?
     }
 }

@@ -15,6 +15,7 @@ use std::{
 use anyhow::Context;
 use parking_lot::Mutex;
 use treering_consensus::{PgAncestor, TimelineIdentity};
+use treering_pgfmt::version::PgMajor;
 use treering_types::{ErrorKind, Lsn, TenantId, Term, TimelineId};
 
 use crate::{
@@ -26,11 +27,19 @@ use crate::{
         reap::{self, RUN_PREFIX},
         record::RunRecord,
         settings::{self, SettingsPaths},
-        supervise::{Launch, Postmaster},
+        supervise::{Launch, Postmaster, Preload},
     },
-    endpoint::{Compute, Endpoint, FREE_BYTES_LOW, Shown, disk_full, has_less_than, sql_error},
+    endpoint::{
+        Compute, Endpoint, FREE_BYTES_LOW, Places, Shown, disk_full, has_less_than, sql_error,
+    },
     error::AgentError,
     gate,
+    pages::{
+        self, IngestView, Origin, PageMode, Pages, imports, keep,
+        layout::{self, LazyFiles},
+        library,
+        lsn::Horizon,
+    },
     peers::{self, Peers},
     proposer::{Log, Session},
     standby,
@@ -39,6 +48,10 @@ use crate::{
 
 /// How long a started compute may take until it waits for us as its synchronous standby.
 const READY_LIMIT: Duration = Duration::from_secs(30);
+/// How long a postmaster may take until the page library under it says hello.
+const REPORT_LIMIT: Duration = Duration::from_secs(10);
+/// How long another agent may hold our directory before we give up.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
 /// Longest socket path the kernel takes (`sun_path`), less the file name Postgres adds.
 const SOCKET_DIR_BYTES_MAX: usize = 107 - "/.s.PGSQL.5432.lock".len();
 
@@ -51,12 +64,16 @@ pub struct Agent {
     computes_dir: PathBuf,
     endpoints: Mutex<HashMap<TimelineId, Arc<Endpoint>>>,
     stopping: AtomicBool,
+    /// Held for the agent's life. The kernel lets go of it when the last call of a killed agent has ended, and no process
+    /// that we start inherits it: who holds it may take back what the last agent held.
+    _lock: fs::File,
 }
 
 impl Agent {
     pub fn new(mut options: AgentOptions) -> anyhow::Result<Arc<Agent>> {
         fs::create_dir_all(&options.data_dir)?;
         options.data_dir = options.data_dir.canonicalize()?;
+        let lock = lock(&options.data_dir)?;
         let computes_dir = options.data_dir.join("computes");
         fs::create_dir_all(&computes_dir)?;
         Ok(Arc::new(Agent {
@@ -66,6 +83,7 @@ impl Agent {
             computes_dir,
             endpoints: Mutex::default(),
             stopping: AtomicBool::new(false),
+            _lock: lock,
             options,
         }))
     }
@@ -107,6 +125,7 @@ impl Agent {
     pub async fn remove(&self, tenant: TenantId, timeline: TimelineId) -> Result<(), AgentError> {
         let endpoint = self.endpoint(tenant, timeline);
         let _over = endpoint.retire().await?;
+        pages::forget_starts(&endpoint.dir);
         match fs::remove_dir_all(&endpoint.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(anyhow::Error::from(error)
@@ -233,9 +252,10 @@ impl Agent {
             fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))?;
             reap::kill_all_of(&dir)?;
             if let Ok(old) = RunRecord::load(&dir) {
-                // Left behind by an agent that was killed; the record is ours, so the path is one we made.
+                // Left behind by an agent that was killed; the records are ours, so the paths are ones we made.
                 let _ = fs::remove_dir_all(old.socket_dir());
             }
+            pages::forget_starts(&dir);
             if has_less_than(&dir, FREE_BYTES_LOW) {
                 anyhow::bail!(disk_full(&dir));
             }
@@ -254,6 +274,21 @@ impl Agent {
         Ok(made.await.map_err(anyhow::Error::from)??)
     }
 
+    /// The library that lets this start fetch pages on first touch, or the sentence why it cannot.
+    async fn page_library(&self, run_dir: &Path) -> Result<PathBuf, String> {
+        if self.options.pages.mode == PageMode::Eager {
+            return Err("pages are fetched before the start, as asked".to_owned());
+        }
+        let (postgres, run_dir) = (self.postgres.clone(), run_dir.to_owned());
+        let library_dir = self.options.data_dir.join("lib");
+        let checked = tokio::task::spawn_blocking(move || {
+            imports::check(&postgres).map_err(|error| error.to_string())?;
+            layout::probe(&run_dir)?;
+            library::install(&library_dir).map_err(|error| format!("the page library: {error}"))
+        });
+        checked.await.map_err(|error| error.to_string())?
+    }
+
     async fn fetch_and_launch(
         &self,
         endpoint: &Arc<Endpoint>,
@@ -263,11 +298,19 @@ impl Agent {
         owner: Option<Owner>,
     ) -> Result<Arc<Compute>, AgentError> {
         let from = session.start_lsn;
+        let run_dir = data_dir.parent().context("the data directory has a parent")?.to_owned();
+        let library = self.page_library(&run_dir).await;
+        if let Err(why) = &library
+            && self.options.pages.mode == PageMode::Lazy
+        {
+            tracing::warn!(timeline = %endpoint.timeline, "all pages are fetched before the start: {why}");
+        }
         let source = basebackup::Source {
             pageserver: self.options.pageserver_pg.clone(),
             tenant: endpoint.tenant,
             timeline: endpoint.timeline,
             lsn: from,
+            is_lazy: library.is_ok(),
         };
         let target = data_dir.to_owned();
         let fetched = tokio::task::spawn_blocking(move || {
@@ -286,14 +329,128 @@ impl Agent {
         session.append(from, synthetic.bytes.clone().into()).await?;
         session.wait_for(synthetic.end).await?;
         session.set_wal_dir(data_dir.join("pg_wal"));
-        let record = (self.log_of(endpoint, timeline).identity, session.election.term);
-        let (postmaster, log, socket_dir) =
-            self.launch(endpoint, &facts, record, data_dir, owner)?;
+        let log = (self.log_of(endpoint, timeline).identity, session.election.term);
+        let socket_dir = socket_dir(&run_dir).context("make the socket directory")?;
+        let lazy = match (&library, facts.lazy.clone()) {
+            (Ok(library), Some(files)) => {
+                let pages =
+                    self.lay_out(endpoint, &session, &facts, files, data_dir, owner).await?;
+                Some(Lazy { pages: pages.0, shared_file: pages.1, library: library.as_path() })
+            }
+            _ => None,
+        };
+        let kept = (endpoint.dir.clone(), data_dir.to_owned());
+        tokio::task::spawn_blocking(move || keep::restore(&kept.0, &kept.1, from))
+            .await
+            .map_err(anyhow::Error::from)?
+            .context("restore statistics and free-space maps")?;
+        let dirs = Dirs { data_dir, socket_dir: &socket_dir, owner };
+        let launched = self.launch(endpoint, &facts, log, &dirs, lazy.as_ref());
+        let pages = lazy.map(|lazy| lazy.pages);
+        let (postmaster, log) = launched?;
         endpoint.show("starting", None, Some(postmaster.pid()));
-        let run_dir = data_dir.parent().context("the data directory has a parent")?.to_owned();
-        let compute = endpoint.supervise(postmaster, session, log, socket_dir, run_dir);
-        tokio::spawn(standby::run(compute.clone(), synthetic.end));
+        let postmaster = match &pages {
+            Some(pages) => self.with_library(endpoint, postmaster, pages).await?,
+            None => postmaster,
+        };
+        let compute =
+            endpoint.supervise(postmaster, session, log, Places { socket_dir, run_dir }, pages);
+        self.attend(&compute, endpoint, synthetic.end);
         Ok(compute)
+    }
+
+    /// The postmaster, once it has said that the library is under it; else nothing of it is left. The library speaks
+    /// before the program does.
+    async fn with_library(
+        &self,
+        endpoint: &Endpoint,
+        postmaster: Postmaster,
+        pages: &Pages,
+    ) -> Result<Postmaster, AgentError> {
+        let mut postmaster = Unsupervised(Some(postmaster));
+        let Unsupervised(Some(started)) = &mut postmaster else { return Err(no_postmaster()) };
+        let pid = started.pid();
+        let reported = async {
+            while !pages.has_reported(pid) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let what = tokio::select! {
+            () = reported => return postmaster.0.take().ok_or_else(no_postmaster),
+            how = started.wait() => format!("Postgres ended while starting ({how})"),
+            () = tokio::time::sleep(REPORT_LIMIT) => {
+                "Postgres runs without the page library and was stopped: a page that was not fetched could pass for \
+                 an empty one".to_owned()
+            }
+        };
+        started.kill().await.context("kill a postmaster without the page library")?;
+        Err(AgentError::new(ErrorKind::Unavailable, self.tail(endpoint, &what)))
+    }
+
+    /// What runs beside a compute until it ends.
+    pub fn attend(&self, compute: &Arc<Compute>, endpoint: &Endpoint, stream_from: Lsn) {
+        tokio::spawn(standby::run(compute.clone(), stream_from));
+        let Some(pages) = &compute.pages else { return };
+        tokio::spawn(Arc::clone(pages).publish_commits(compute.clone()));
+        tokio::spawn(Arc::clone(pages).forget_unlinked(compute.clone()));
+        if self.options.pages.cache_limit_bytes.is_some() {
+            let ingest = IngestView {
+                peers: self.peers.clone(),
+                tenant: endpoint.tenant,
+                timeline: endpoint.timeline,
+            };
+            let (pages, compute) = (Arc::clone(pages), compute.clone());
+            tokio::spawn(async move { pages.keep_within_limit(compute, ingest).await });
+        }
+    }
+
+    /// Makes the sparse files of a start and begins to serve them.
+    async fn lay_out(
+        &self,
+        endpoint: &Endpoint,
+        session: &Arc<Session>,
+        facts: &StartFacts,
+        files: LazyFiles,
+        data_dir: &Path,
+        owner: Option<Owner>,
+    ) -> Result<(Arc<Pages>, fs::File), AgentError> {
+        let major = PgMajor::from_number(facts.pg_version).context("an unknown Postgres")?;
+        let data_dir = data_dir.to_owned();
+        let origin = self.page_origin(endpoint);
+        let options = self.options.pages.clone();
+        let lsn = facts.lsn;
+        let horizon = Arc::new(Horizon::of_start(session.clone(), lsn));
+        let run_dir = data_dir.parent().context("the data directory has a parent")?.to_owned();
+        let lease = origin.lease(&run_dir, horizon.clone())?;
+        lease.granted().await?;
+        let made = tokio::task::spawn_blocking(move || {
+            let run_dir = run_dir.as_path();
+            let socket = pages::socket_path(run_dir)?;
+            let start = layout::Start {
+                run_dir,
+                data_dir: &data_dir,
+                socket: &socket,
+                major,
+                lsn,
+                wait_limit_ms: options.wait_limit_ms(),
+            };
+            let (record, file) = layout::lay_out(&start, &files).context("lay out the files")?;
+            let shared_file = record.shared_file.clone();
+            let pages = Pages::open(record, &origin, (horizon, lease), &options, owner)
+                .inspect_err(|_| {
+                    let _ = fs::remove_file(&shared_file);
+                })?;
+            Ok::<_, anyhow::Error>((Arc::new(pages), file))
+        });
+        Ok(made.await.map_err(anyhow::Error::from)??)
+    }
+
+    pub fn page_origin(&self, endpoint: &Endpoint) -> Origin {
+        Origin {
+            pageserver: self.options.pageserver_pg.clone(),
+            tenant: endpoint.tenant,
+            timeline: endpoint.timeline,
+        }
     }
 
     /// The bytes of F's segment before F: from this timeline's log, or its ancestor's; else there are none.
@@ -319,11 +476,11 @@ impl Agent {
         endpoint: &Endpoint,
         facts: &StartFacts,
         (log, term): (TimelineIdentity, Term),
-        data_dir: &Path,
-        owner: Option<Owner>,
-    ) -> Result<(Postmaster, ComputeLog, PathBuf), AgentError> {
+        dirs: &Dirs<'_>,
+        lazy: Option<&Lazy<'_>>,
+    ) -> Result<(Postmaster, ComputeLog), AgentError> {
+        let Dirs { data_dir, socket_dir, owner } = *dirs;
         let run_dir = data_dir.parent().context("the data directory has a parent")?;
-        let socket_dir = socket_dir(run_dir).context("make the socket directory")?;
         let (hba_file, ident_file) = (run_dir.join("pg_hba.conf"), run_dir.join("pg_ident.conf"));
         let write = |path: &Path, text: &str| {
             write_private(path, text.as_bytes()).with_context(|| path.display().to_string())
@@ -333,17 +490,20 @@ impl Agent {
         write(&data_dir.join("postgresql.conf"), settings::postgresql_conf())?;
         // What decides who may connect, and what we will believe later, stays ours.
         if let Some(owner) = owner {
-            for path in [data_dir, &socket_dir] {
+            for path in [data_dir, socket_dir] {
                 owner.take(path).context("hand the directory to the compute's user")?;
             }
             for path in [&hba_file, &ident_file] {
                 owner.let_read(path).context("let the compute's user read its files")?;
             }
         }
-        RunRecord::new(&log, run_dir, &socket_dir, term).save(&endpoint.dir)?;
-        let paths =
-            SettingsPaths { socket_dir: &socket_dir, hba_file: &hba_file, ident_file: &ident_file };
-        let settings = settings::forced(&paths, facts.max_prepared_transactions_needed);
+        RunRecord::new(&log, run_dir, socket_dir, term).save(&endpoint.dir)?;
+        let paths = SettingsPaths { socket_dir, hba_file: &hba_file, ident_file: &ident_file };
+        let mut settings = settings::forced(&paths, facts.max_prepared_transactions_needed);
+        if lazy.is_some() {
+            let major = PgMajor::from_number(facts.pg_version).context("an unknown Postgres")?;
+            settings.extend(settings::forced_when_lazy(major));
+        }
         let (log, writer) =
             ComputeLog::begin(&endpoint.dir.join("postgres.log")).context("open the log")?;
         let launch = Launch {
@@ -353,9 +513,11 @@ impl Agent {
             owner,
             settings: &settings,
             log: writer,
+            preload: lazy
+                .map(|lazy| Preload { library: lazy.library, shared_file: &lazy.shared_file }),
         };
         let postmaster = Postmaster::start(launch).context("start postgres")?;
-        Ok((postmaster, log, socket_dir))
+        Ok((postmaster, log))
     }
 
     /// Waits until the compute waits for us, and makes sure that the user's role has its password.
@@ -382,8 +544,8 @@ impl Agent {
                 return Err(AgentError::new(ErrorKind::Unavailable, self.tail(endpoint, "Postgres ended while starting")));
             }
         };
-        self.ensure_password(endpoint, &client).await?;
         let pid = endpoint.shown().pid;
+        self.ensure_password(endpoint, &client).await?;
         endpoint.show("running", None, pid);
         compute.set_ready();
         Ok(())
@@ -413,6 +575,57 @@ impl Agent {
         let change = format!("ALTER ROLE \"{role}\" PASSWORD '{verifier}'");
         client.batch_execute(&change).await.map_err(|e| sql_error(&e))
     }
+}
+
+/// A postmaster that nobody watches yet. If its start is given up, it does not go on unseen.
+struct Unsupervised(Option<Postmaster>);
+
+impl Drop for Unsupervised {
+    fn drop(&mut self) {
+        if let Some(postmaster) = &self.0 {
+            postmaster.kill_soon();
+        }
+    }
+}
+
+fn no_postmaster() -> AgentError {
+    AgentError::new(ErrorKind::Unavailable, "Postgres ended while starting")
+}
+
+/// Takes the agent's directory; waits a little for an agent that is just dying.
+fn lock(data_dir: &Path) -> anyhow::Result<fs::File> {
+    let path = data_dir.join("lock");
+    let open = fs::OpenOptions::new().create(true).write(true).truncate(false).open(&path);
+    let file = open.with_context(|| path.display().to_string())?;
+    let deadline = Instant::now() + LOCK_LIMIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(fs::TryLockError::WouldBlock) => {
+                anyhow::bail!("{} is in use by another agent", data_dir.display())
+            }
+            Err(fs::TryLockError::Error(error)) => {
+                return Err(error).with_context(|| path.display().to_string());
+            }
+        }
+    }
+}
+
+/// Directories of a start, and who gets them.
+struct Dirs<'a> {
+    data_dir: &'a Path,
+    socket_dir: &'a Path,
+    owner: Option<Owner>,
+}
+
+/// A start whose pages are fetched on first touch.
+struct Lazy<'a> {
+    pages: Arc<Pages>,
+    shared_file: fs::File,
+    library: &'a Path,
 }
 
 async fn is_synchronous(client: &tokio_postgres::Client) -> Result<bool, AgentError> {

@@ -1,20 +1,14 @@
 //! Fetching a base backup from the pageserver. Blocking: a start waits for it on a thread of its own.
 
 use std::{
-    io::{self, Read, Write},
-    net::TcpStream,
+    io::{self, Read},
     time::Duration,
 };
 
-use anyhow::{Context, bail};
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use treering_types::{Lsn, TenantId, TimelineId};
-use treering_wire::{
-    backend::{self, Message},
-    client::{Handshake, Outcome, Reply},
-    frame::{BODY_BYTES_MAX, next_frame},
-    startup::StartupMessage,
-};
+
+use crate::pageserver;
 
 /// How long the pageserver may be silent: it waits for ingest before it begins.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -26,70 +20,22 @@ pub struct Source {
     pub tenant: TenantId,
     pub timeline: TimelineId,
     pub lsn: Lsn,
+    /// Without the pages that can be fetched later.
+    pub is_lazy: bool,
 }
 
 /// Opens the backup: a tar stream.
 pub fn open(source: &Source) -> anyhow::Result<impl Read> {
-    let name = &source.pageserver;
-    let stream =
-        TcpStream::connect(name).with_context(|| format!("connect to the pageserver at {name}"))?;
-    stream.set_read_timeout(Some(SILENCE_MAX))?;
-    stream.set_nodelay(true)?;
-    let mut wire = Wire { stream, input: BytesMut::with_capacity(256 * 1024) };
-    let startup = StartupMessage::new([("user", "treering_agent"), ("database", "postgres")]);
-    let mut out = BytesMut::new();
-    let mut handshake = Handshake::start(&startup, None, &mut out)?;
-    loop {
-        wire.send(&mut out)?;
-        if handshake.receive(&mut wire.input, &mut out)?.is_some() {
-            break;
-        }
-        wire.receive()?;
-    }
-    let query = format!("basebackup {} {} {}", source.tenant, source.timeline, source.lsn);
-    let mut reply = Reply::to_query(&query, &mut out)?;
-    wire.send(&mut out)?;
-    loop {
-        match reply.receive(&mut wire.input)? {
-            Some(Outcome::Copy { .. }) => {
-                return Ok(Backup { wire, piece: Bytes::new(), done: false });
-            }
-            Some(Outcome::Done(_)) => bail!("the pageserver answered \"{query}\" without a backup"),
-            None => wire.receive()?,
-        }
-    }
-}
-
-struct Wire {
-    stream: TcpStream,
-    input: BytesMut,
-}
-
-impl Wire {
-    fn send(&mut self, out: &mut BytesMut) -> io::Result<()> {
-        self.stream.write_all(out)?;
-        out.clear();
-        Ok(())
-    }
-
-    /// Reads what is there, at least a byte.
-    fn receive(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 64 * 1024];
-        let read = self.stream.read(&mut buffer)?;
-        if read == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the pageserver closed the connection",
-            ));
-        }
-        self.input.extend_from_slice(&buffer[..read]);
-        Ok(())
-    }
+    let Source { tenant, timeline, lsn, .. } = source;
+    let lazy = if source.is_lazy { " lazy" } else { "" };
+    let query = format!("basebackup {tenant} {timeline} {lsn}{lazy}");
+    let copy = pageserver::open(&source.pageserver, &query, SILENCE_MAX)?;
+    Ok(Backup { copy, piece: Bytes::new(), done: false })
 }
 
 /// The payloads of the copy, as one stream. It ends only at CopyDone: a stream that breaks off is an error.
 struct Backup {
-    wire: Wire,
+    copy: pageserver::Copy,
     piece: Bytes,
     done: bool,
 }
@@ -97,29 +43,13 @@ struct Backup {
 impl Read for Backup {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.piece.is_empty() && !self.done {
-            self.next_piece()?;
+            match self.copy.payload()? {
+                Some(piece) => self.piece = piece,
+                None => self.done = true,
+            }
         }
         let now = buffer.len().min(self.piece.len());
         self.piece.copy_to_slice(&mut buffer[..now]);
         Ok(now)
-    }
-}
-
-impl Backup {
-    fn next_piece(&mut self) -> io::Result<()> {
-        let Some(frame) =
-            next_frame(&mut self.wire.input, BODY_BYTES_MAX).map_err(io::Error::other)?
-        else {
-            return self.wire.receive();
-        };
-        match backend::parse(frame).map_err(io::Error::other)? {
-            Message::CopyData(piece) => self.piece = piece,
-            Message::CopyDone => self.done = true,
-            Message::ErrorResponse(report) => {
-                return Err(io::Error::other(format!("the pageserver says {report}")));
-            }
-            _ => {}
-        }
-        Ok(())
     }
 }

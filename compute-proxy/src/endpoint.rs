@@ -18,8 +18,13 @@ use tokio_util::sync::CancellationToken;
 use treering_types::{ErrorKind, Lsn, TenantId, TimelineId};
 
 use crate::{
-    compute::{log::ComputeLog, settings, supervise::Postmaster},
+    compute::{
+        log::ComputeLog,
+        settings,
+        supervise::{End, Postmaster},
+    },
     error::AgentError,
+    pages::{Pages, keep},
     proposer::Session,
 };
 
@@ -64,11 +69,19 @@ pub enum Life {
     Over,
 }
 
+/// Where a compute's files are.
+pub struct Places {
+    pub socket_dir: PathBuf,
+    pub run_dir: PathBuf,
+}
+
 /// A running compute.
 pub struct Compute {
     pub socket_dir: PathBuf,
     pub session: Arc<Session>,
     pub log: ComputeLog,
+    /// When its pages are fetched on first touch.
+    pub pages: Option<Arc<Pages>>,
     pub stop: CancellationToken,
     /// It waits for us as its synchronous standby: clients may come in.
     ready: AtomicBool,
@@ -140,14 +153,16 @@ impl Endpoint {
         postmaster: Postmaster,
         session: Arc<Session>,
         log: ComputeLog,
-        socket_dir: PathBuf,
-        run_dir: PathBuf,
+        places: Places,
+        pages: Option<Arc<Pages>>,
     ) -> Arc<Compute> {
+        let Places { socket_dir, run_dir } = places;
         let (over, ended) = watch::channel(false);
         let compute = Arc::new(Compute {
             socket_dir,
             session,
             log,
+            pages,
             stop: CancellationToken::new(),
             ready: AtomicBool::new(false),
             ended,
@@ -172,8 +187,13 @@ impl Endpoint {
             () = disk_filling(compute, &run_dir) => ("failed", Some(disk_full(&run_dir))),
             () = compute.stop.cancelled() => {
                 self.show("stopping", None, Some(postmaster.pid()));
-                if let Err(error) = postmaster.stop(STOP_PATIENCE).await {
-                    tracing::error!(%error, "a compute could not be stopped");
+                if let Some(pages) = &compute.pages {
+                    pages.release_wal();
+                }
+                match postmaster.stop(STOP_PATIENCE).await {
+                    Ok(End::Clean) => self.keep_hints(compute, &run_dir).await,
+                    Ok(End::Forced) => {}
+                    Err(error) => tracing::error!(%error, "a compute could not be stopped"),
                 }
                 ("stopped", None)
             }
@@ -181,6 +201,11 @@ impl Endpoint {
         compute.stop.cancel();
         if let Err(error) = postmaster.kill().await {
             tracing::error!(%error, "a compute could not be killed");
+        }
+        if let Some(pages) = compute.pages.clone() {
+            let closed = Arc::clone(&pages);
+            let _ = tokio::task::spawn_blocking(move || closed.close()).await;
+            pages.release_lease().await;
         }
         compute.session.close();
         if let Some(reason) = &reason {
@@ -191,6 +216,16 @@ impl Endpoint {
         let removed = tokio::task::spawn_blocking(move || dirs.map(std::fs::remove_dir_all));
         let _ = removed.await;
         self.show(state, reason, None);
+    }
+
+    /// Keeps what only the files hold for the next start. What is lost here is lost as in a crash.
+    async fn keep_hints(&self, compute: &Compute, run_dir: &Path) {
+        let (branch_dir, data_dir) = (self.dir.clone(), run_dir.join("pgdata"));
+        let end = compute.session.commit_lsn();
+        let kept = tokio::task::spawn_blocking(move || keep::save(&branch_dir, &data_dir, end));
+        if let Ok(Err(error)) = kept.await {
+            tracing::warn!(%error, "statistics and free-space maps are not kept");
+        }
     }
 
     /// Stops the compute if it runs, also one that is just starting; returns once nothing of it is left.

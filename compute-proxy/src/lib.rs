@@ -9,8 +9,6 @@
 //! - Clients are let in once the compute waits for us as its synchronous standby.
 //! - What the agent reports to the compute as flushed is the quorum's `commit_lsn`, never more.
 
-#![forbid(unsafe_code)]
-
 mod adopt;
 mod agent;
 mod basebackup;
@@ -20,12 +18,15 @@ mod endpoint;
 mod error;
 mod gate;
 mod http;
+pub mod pages;
+mod pageserver;
 mod peers;
 mod proposer;
 pub mod relay;
 pub mod route;
 mod standby;
 pub mod wake;
+mod wire;
 
 use std::{
     net::SocketAddr,
@@ -54,6 +55,7 @@ pub struct AgentOptions {
     pub safekeeper_wal: String,
     /// Directory of the `postgres` program; searched for when absent.
     pub pg_bin_dir: Option<PathBuf>,
+    pub pages: pages::PageOptions,
 }
 
 /// Where the agent listens.

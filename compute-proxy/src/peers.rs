@@ -13,6 +13,7 @@ use crate::{AgentOptions, error::AgentError};
 /// The longest a peer may take to answer.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 
+#[derive(Clone)]
 pub struct Peers {
     http: reqwest::Client,
     control: String,
@@ -43,6 +44,8 @@ pub struct Timeline {
     pub system_id: u64,
     /// Where its log begins.
     pub start_lsn: Lsn,
+    /// How far it is ingested.
+    pub last_record_lsn: Lsn,
 }
 
 fn number_in_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {

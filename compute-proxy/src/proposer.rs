@@ -19,7 +19,7 @@ use treering_consensus::{
 };
 use treering_types::{ErrorKind, Lsn, NodeId};
 
-use crate::error::AgentError;
+use crate::{compute::beneath::Beneath, error::AgentError};
 
 /// Whose log is written, and what a safekeeper must know to serve it to stock standbys.
 #[derive(Debug, Clone)]
@@ -296,18 +296,15 @@ impl Driver {
 fn read_segment(dir: &std::path::Path, from: Lsn, to: Lsn) -> std::io::Result<Bytes> {
     use std::os::unix::fs::FileExt;
     let suffix = &from.segment_file_name(0)[8..];
-    let mut named =
-        std::fs::read_dir(dir)?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
-    let path = named
-        .find(|path| {
-            path.file_name()
-                .and_then(|n| n.to_str())
-                .is_some_and(|n| n.len() == 24 && n.ends_with(suffix))
-        })
+    let dir = Beneath::open(dir)?;
+    let mut named = rustix::fs::Dir::read_from(&dir.dir(std::path::Path::new("."))?)?
+        .filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));
+    let name = named
+        .find(|name| name.len() == 24 && name.ends_with(suffix))
         .ok_or(std::io::ErrorKind::NotFound)?;
     let end = to.min(from.segment_start() + treering_types::WAL_SEGMENT_SIZE);
     let mut bytes = vec![0; end.bytes_since(from).unwrap_or(0) as usize];
-    std::fs::File::open(path)?.read_exact_at(&mut bytes, from.segment_offset())?;
+    dir.file(name.as_ref())?.read_exact_at(&mut bytes, from.segment_offset())?;
     Ok(bytes.into())
 }
 

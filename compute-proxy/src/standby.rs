@@ -6,15 +6,11 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use bytes::BytesMut;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
-};
+use tokio::net::UnixStream;
 use treering_types::Lsn;
 use treering_wire::{
     backend::{self, Message},
-    client::{ClientError, Handshake, Outcome, Reply, ResultSet},
+    client::ClientError,
     frame::{BODY_BYTES_MAX, next_frame},
     replication::{StandbyMessage, WalMessage},
     startup::StartupMessage,
@@ -23,12 +19,15 @@ use treering_wire::{
 use crate::{
     compute::settings::{AGENT_ROLE, AGENT_SLOT, AGENT_STANDBY, SOCKET_PORT},
     endpoint::Compute,
+    wire::{Failure, Wire},
 };
 
 /// Pause before a broken connection is made again.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// A sign of life at least this often (`wal_sender_timeout` is 60 s).
 const STATUS_EVERY: Duration = Duration::from_secs(10);
+/// WAL read at once.
+const RECEIVE_BYTES: usize = 256 * 1024;
 
 /// Streams from `next` on until the compute ends.
 pub async fn run(compute: Arc<Compute>, mut next: Lsn) {
@@ -37,6 +36,9 @@ pub async fn run(compute: Arc<Compute>, mut next: Lsn) {
             over = stream(&compute, &mut next) => over,
             () = compute.wait_ended() => return,
         };
+        if let Some(pages) = &compute.pages {
+            pages.release_wal();
+        }
         if compute.session.is_closed() {
             return;
         }
@@ -50,7 +52,7 @@ pub async fn run(compute: Arc<Compute>, mut next: Lsn) {
 
 /// One connection, from start-up until it breaks.
 async fn stream(compute: &Compute, next: &mut Lsn) -> anyhow::Result<()> {
-    let mut wire = Wire::connect(compute).await?;
+    let mut wire = connect(compute).await?;
     let create = format!("CREATE_REPLICATION_SLOT \"{AGENT_SLOT}\" PHYSICAL ( RESERVE_WAL)");
     match wire.query(&create).await {
         Ok(_) => {}
@@ -58,7 +60,12 @@ async fn stream(compute: &Compute, next: &mut Lsn) -> anyhow::Result<()> {
         Err(Failure::Client(ClientError::Server(report))) if report.sqlstate() == "42710" => {}
         Err(error) => return Err(error.into()),
     }
-    wire.start(&format!("START_REPLICATION SLOT \"{AGENT_SLOT}\" PHYSICAL {next}")).await?;
+    wire.start_copy(&format!("START_REPLICATION SLOT \"{AGENT_SLOT}\" PHYSICAL {next}")).await?;
+    if let Some(pages) = &compute.pages
+        && !compute.stop.is_cancelled()
+    {
+        pages.limit_wal();
+    }
     let mut commit = compute.session.watch_commit();
     let mut status = tokio::time::interval(STATUS_EVERY);
     loop {
@@ -72,7 +79,7 @@ async fn stream(compute: &Compute, next: &mut Lsn) -> anyhow::Result<()> {
                     }
                     WalMessage::Keepalive { reply_requested: true, .. } => {
                         let lsn = *commit.borrow_and_update();
-                        wire.report(lsn).await?;
+                        report(&mut wire, lsn).await?;
                     }
                     WalMessage::Keepalive { .. } => {}
                 },
@@ -86,97 +93,30 @@ async fn stream(compute: &Compute, next: &mut Lsn) -> anyhow::Result<()> {
             changed = commit.changed() => {
                 changed.context("the proposer is gone")?;
                 let lsn = *commit.borrow_and_update();
-                wire.report(lsn).await?;
+                report(&mut wire, lsn).await?;
             }
             received = wire.receive() => received?,
             _ = status.tick() => {
                 let lsn = *commit.borrow();
-                wire.report(lsn).await?;
+                report(&mut wire, lsn).await?;
             }
         }
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
+async fn connect(compute: &Compute) -> Result<Wire<UnixStream>, Failure> {
+    let path = compute.socket_dir.join(format!(".s.PGSQL.{SOCKET_PORT}"));
+    let startup = StartupMessage::new([
+        ("user", AGENT_ROLE),
+        ("replication", "true"),
+        ("application_name", AGENT_STANDBY),
+    ]);
+    Wire::begin(UnixStream::connect(path).await?, &startup, RECEIVE_BYTES).await
 }
 
-struct Wire {
-    stream: UnixStream,
-    input: BytesMut,
-    out: BytesMut,
-}
-
-impl Wire {
-    async fn connect(compute: &Compute) -> Result<Wire, Failure> {
-        let path = compute.socket_dir.join(format!(".s.PGSQL.{SOCKET_PORT}"));
-        let stream = UnixStream::connect(path).await?;
-        let mut wire =
-            Wire { stream, input: BytesMut::with_capacity(256 * 1024), out: BytesMut::new() };
-        let startup = StartupMessage::new([
-            ("user", AGENT_ROLE),
-            ("replication", "true"),
-            ("application_name", AGENT_STANDBY),
-        ]);
-        let mut handshake = Handshake::start(&startup, None, &mut wire.out)?;
-        loop {
-            wire.flush().await?;
-            if handshake.receive(&mut wire.input, &mut wire.out)?.is_some() {
-                return Ok(wire);
-            }
-            wire.receive().await?;
-        }
-    }
-
-    async fn flush(&mut self) -> std::io::Result<()> {
-        self.stream.write_all(&self.out).await?;
-        self.out.clear();
-        Ok(())
-    }
-
-    /// Cancel-safe.
-    async fn receive(&mut self) -> std::io::Result<()> {
-        match self.stream.read_buf(&mut self.input).await? {
-            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
-            _ => Ok(()),
-        }
-    }
-
-    async fn ask(&mut self, text: &str) -> Result<Outcome, Failure> {
-        let mut reply = Reply::to_query(text, &mut self.out)?;
-        self.flush().await?;
-        loop {
-            match reply.receive(&mut self.input)? {
-                Some(outcome) => return Ok(outcome),
-                None => self.receive().await?,
-            }
-        }
-    }
-
-    async fn query(&mut self, text: &str) -> Result<Vec<ResultSet>, Failure> {
-        match self.ask(text).await? {
-            Outcome::Done(results) => Ok(results),
-            Outcome::Copy { .. } => {
-                Err(std::io::Error::other("an answer, not a copy, was expected").into())
-            }
-        }
-    }
-
-    async fn start(&mut self, text: &str) -> anyhow::Result<()> {
-        match self.ask(text).await? {
-            Outcome::Copy { .. } => Ok(()),
-            Outcome::Done(_) => bail!("{text}: no copy began"),
-        }
-    }
-
-    async fn report(&mut self, lsn: Lsn) -> std::io::Result<()> {
-        StandbyMessage::status_at(lsn, postgres_now()).encode_copy_data(&mut self.out);
-        self.flush().await
-    }
+async fn report(wire: &mut Wire<UnixStream>, lsn: Lsn) -> std::io::Result<()> {
+    StandbyMessage::status_at(lsn, postgres_now()).encode_copy_data(&mut wire.out);
+    wire.flush().await
 }
 
 /// Now, in microseconds since 2000-01-01.

@@ -9,7 +9,10 @@ mod client;
 mod commands;
 mod data_dir;
 mod exit;
+mod history;
+mod leases;
 mod output;
+mod pages;
 mod service;
 mod up;
 

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use treering_types::NodeId;
 
-use crate::cli::loopback;
+use crate::{cli::loopback, history::HistoryArgs, leases::LeaseArgs, pages::PageArgs};
 
 /// Set by `up` to its process id in the environment of the services it starts: they leave Ctrl-C and a closed
 /// terminal to it, and end when it does.
@@ -50,6 +50,10 @@ pub enum ServiceCommand {
         /// Directory of `initdb` and `postgres`.
         #[arg(long)]
         pg_bin_dir: Option<PathBuf>,
+        #[command(flatten)]
+        leases: LeaseArgs,
+        #[command(flatten)]
+        history: HistoryArgs,
     },
     /// Run computes on this machine and let clients in.
     Agent {
@@ -72,6 +76,8 @@ pub enum ServiceCommand {
         safekeeper_wal: String,
         #[arg(long)]
         pg_bin_dir: Option<PathBuf>,
+        #[command(flatten)]
+        pages: PageArgs,
     },
     /// Keep projects and branches; the REST API.
     Control {
@@ -87,6 +93,9 @@ pub enum ServiceCommand {
         agent_http: String,
         #[arg(long)]
         client_address: String,
+        /// Major of the Postgres that computes run; a project that exists keeps its own.
+        #[arg(long, default_value_t = 15)]
+        pg_version: u32,
     },
 }
 
@@ -166,17 +175,21 @@ async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Resu
             safekeeper_http,
             safekeeper_pg,
             pg_bin_dir,
+            leases,
+            history,
         } => {
-            let options = treering_pageserver::PageserverOptions {
+            let mut options = treering_pageserver::PageserverOptions {
                 listen_pg,
                 listen_http,
                 pg_bin_dirs: pg_bin_dir.into_iter().collect(),
+                lsn_lease_length: leases.lsn_lease_length,
                 ..treering_pageserver::PageserverOptions::new(
                     data_dir,
                     safekeeper_http,
                     safekeeper_pg,
                 )
             };
+            options.engine.pitr_window = history.pitr_window;
             treering_pageserver::run(options, stop, |at| {
                 announce(json!({"pg": at.pg, "http": at.http}))
             })
@@ -192,6 +205,7 @@ async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Resu
             safekeeper_http,
             safekeeper_wal,
             pg_bin_dir,
+            pages,
         } => {
             let options = treering_compute_proxy::AgentOptions {
                 data_dir,
@@ -203,6 +217,7 @@ async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Resu
                 safekeeper_http,
                 safekeeper_wal,
                 pg_bin_dir,
+                pages: pages.options(),
             };
             treering_compute_proxy::run(options, stop, |at| {
                 announce(json!({"clients": at.clients, "http": at.http}));
@@ -216,6 +231,7 @@ async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Resu
             safekeeper_http,
             agent_http,
             client_address,
+            pg_version,
         } => {
             let options = treering_control::ControlOptions {
                 data_dir,
@@ -224,6 +240,7 @@ async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Resu
                 safekeeper_http,
                 agent_http,
                 client_address,
+                pg_version,
             };
             treering_control::run(options, stop, |http| announce(json!({"http": http}))).await
         }

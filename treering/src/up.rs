@@ -13,7 +13,8 @@ use std::{
     future::Future,
     io::Write,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -29,6 +30,9 @@ use treering_control::model::{BranchView, Connection, ROOT_BRANCH};
 use crate::{
     client::Client,
     data_dir::{DataDir, Running},
+    history::HistoryArgs,
+    leases::LeaseArgs,
+    pages::PageArgs,
 };
 use keeper::Keeper;
 use plan::Plan;
@@ -54,13 +58,19 @@ pub struct UpArgs {
     /// Directory of the Postgres programs [default: /usr/lib/postgresql/15/bin, then PATH].
     #[arg(long, env = "TREERING_PG_BIN_DIR")]
     pg_bin_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pages: PageArgs,
+    #[command(flatten)]
+    leases: LeaseArgs,
+    #[command(flatten)]
+    history: HistoryArgs,
 }
 
 /// Runs until Ctrl-C, SIGTERM or SIGHUP. Whatever it refuses is refused before anything is written.
 pub fn run(data_dir: &DataDir, arguments: UpArgs) -> anyhow::Result<()> {
     let postgres = treering_compute_proxy::find_postgres(arguments.pg_bin_dir.as_deref())?;
     data_dir.check()?;
-    let plan = Plan::new(data_dir, &arguments)?;
+    let plan = Plan::new(data_dir, &arguments, major_of(&postgres)?)?;
     let _lock = data_dir.claim()?;
     say(format_args!("Treering on {} with {}", data_dir.0.display(), postgres.display()));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -69,6 +79,16 @@ pub fn run(data_dir: &DataDir, arguments: UpArgs) -> anyhow::Result<()> {
     // A request that nobody answers any more does not hold us.
     runtime.shutdown_background();
     result
+}
+
+/// 17 of a program that says `postgres (PostgreSQL) 17.10 (Debian 17.10-1)`.
+fn major_of(postgres: &Path) -> anyhow::Result<u32> {
+    let said = Command::new(postgres).arg("--version").output();
+    let said = said.with_context(|| postgres.display().to_string())?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    let version = text.split_once("(PostgreSQL) ").map(|(_, version)| version).unwrap_or_default();
+    let digits = version.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    digits.parse().with_context(|| format!("{} --version says `{text}`", postgres.display()))
 }
 
 /// To the terminal, which may be gone: that is no reason to leave services behind.

@@ -44,6 +44,7 @@
 mod agent;
 mod block;
 mod claim;
+mod directory;
 mod header;
 mod map;
 mod shared;
@@ -51,6 +52,10 @@ mod shared;
 pub use agent::{Agent, DropClaim, DropRule, FetchClaim, FetchPlan, Lost, TakeOver};
 pub use block::{Block, History, State, VERSION_MAX};
 pub use claim::{Goal, Held, Pending, Truncation, Write};
+pub use directory::{
+    DIRECTORY_MAGIC, DIRECTORY_VERSION, Directory, DirectoryError, Layout, MapPlace,
+    SOCKET_PATH_BYTES, Terms, blocks_of_size,
+};
 pub use header::{FileIdentity, HEADER_WORDS, HeaderError, MAGIC, VERSION};
 pub use map::{Map, NotReady, ReadTicket, Reason};
 pub use shared::SharedWord;

@@ -89,6 +89,13 @@ impl<'m, W: SharedWord> Map<'m, W> {
         Ok(Map { header, words })
     }
 
+    /// A map that was opened before, in exactly its words: what it is a map of is not looked at again.
+    #[inline]
+    pub(crate) fn checked_before(words: &'m [W]) -> Option<Self> {
+        let (header, words) = words.split_first_chunk::<HEADER_WORDS>()?;
+        Some(Map { header, words })
+    }
+
     /// Words that a map of this many blocks takes.
     pub const fn words_for(block_count: u32) -> usize {
         HEADER_WORDS + block_count as usize

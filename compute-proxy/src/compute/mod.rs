@@ -1,5 +1,6 @@
 //! The life of one compute: stock Postgres, from base backup to exit.
 
+pub mod beneath;
 pub mod log;
 pub mod owner;
 pub mod prepare;

@@ -20,6 +20,8 @@ use treering_pgfmt::{
 };
 use treering_types::{Lsn, WAL_SEGMENT_SIZE};
 
+use crate::pages::layout::LazyFiles;
+
 /// The last file of a base backup: what the agent must know beside the files.
 pub const START_FILE: &str = "treering.start";
 
@@ -36,6 +38,8 @@ pub struct StartFacts {
     /// Ancestors, oldest first: Postgres timeline number and the LSN at which it was left.
     pub history: Vec<(u32, Lsn)>,
     pub max_prepared_transactions_needed: u32,
+    /// Files that the backup lists instead of holding them.
+    pub lazy: Option<LazyFiles>,
 }
 
 /// Unpacks a base backup into the new directory `data_dir`. Blocking.

@@ -72,6 +72,7 @@ pub fn kill_all_of(branch_dir: &Path) -> io::Result<usize> {
     loop {
         let alive = processes_of(branch_dir)?;
         if alive.is_empty() {
+            sweep_shared_memory(branch_dir);
             return Ok(killed);
         }
         if Instant::now() > deadline {
@@ -85,6 +86,18 @@ pub fn kill_all_of(branch_dir: &Path) -> io::Result<usize> {
             let _ = kill_process(pid, Signal::KILL);
         }
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Removes the shared memory that a killed Postgres leaves (`PostgreSQL.<number>`, dsm_impl.c): a new one would do it by a file
+/// in its data directory, which is new as well. Only where the branch has a user id of its own.
+fn sweep_shared_memory(branch_dir: &Path) {
+    let Some(uid) = owner::recorded_uid(branch_dir) else { return };
+    for entry in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+        let is_postgres = entry.file_name().to_string_lossy().starts_with("PostgreSQL.");
+        if is_postgres && entry.metadata().is_ok_and(|meta| meta.uid() == uid) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 

@@ -6,6 +6,8 @@
 
 use std::path::Path;
 
+use treering_pgfmt::version::PgMajor;
+
 /// The role the agent uses inside a compute; it exists in every cluster Treering creates.
 pub const AGENT_ROLE: &str = "treering_agent";
 /// The agent's `application_name` as standby: the only synchronous one.
@@ -39,6 +41,8 @@ pub fn forced(paths: &SettingsPaths<'_>, prepared_in_flight: u32) -> Vec<(&'stat
         // The agent's slot must keep WAL for as long as a safekeeper is away.
         ("max_slot_wal_keep_size", "-1".into()),
         ("archive_mode", "off".into()),
+        // The page library keeps a table of so many descriptors, and a margin.
+        ("max_files_per_process", "1000".into()),
         ("listen_addresses", String::new()),
         ("port", SOCKET_PORT.to_string()),
         ("unix_socket_directories", path(paths.socket_dir)),
@@ -51,6 +55,17 @@ pub fn forced(paths: &SettingsPaths<'_>, prepared_in_flight: u32) -> Vec<(&'stat
         ("log_line_prefix", LOG_LINE_PREFIX.into()),
         ("log_min_messages", "warning".into()),
     ]
+}
+
+/// What is forced as well when pages are fetched on first touch: reads that would go past the page library.
+pub fn forced_when_lazy(major: PgMajor) -> Vec<(&'static str, String)> {
+    let since = [
+        (PgMajor::V16, "debug_io_direct", ""),
+        // Its read-ahead is then visible as `posix_fadvise`; `io_uring` would not be visible at all.
+        (PgMajor::V18, "io_method", "sync"),
+    ];
+    let known = since.into_iter().filter(|(first, _, _)| major >= *first);
+    known.map(|(_, name, value)| (name, value.to_owned())).collect()
 }
 
 /// The port number in the socket's file name; nothing listens on TCP.

@@ -96,9 +96,14 @@ async fn down(
     let (mut start, mut end) = (0, 0);
     let mut filter = Filter::default();
     let mut _registration: Option<Registration> = None;
+    // A backend logs a cancelled wait before it sends the answer: what was read before the log needs no second look.
+    let mut has_looked = false;
     loop {
-        let step =
-            filter.scan(&buffer[start..end], |pid| session.gate.drained_cancelled_waits(pid))?;
+        let step = filter.scan(&buffer[start..end], |pid| {
+            let is_cancelled = !has_looked && session.gate.drained_cancelled_waits(pid);
+            has_looked = !is_cancelled;
+            is_cancelled
+        })?;
         if let Some(key) = filter.take_key() {
             _registration = Some(session.cancels.register(key, session.socket));
         }
@@ -118,6 +123,7 @@ async fn down(
             0 => return client.shutdown().await.map_err(RelayError::Client),
             read => end += read,
         }
+        has_looked = false;
     }
 }
 

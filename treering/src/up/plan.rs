@@ -31,7 +31,7 @@ impl Plan {
     ///
     /// # Errors
     /// An address that is in use, or that is none of this machine.
-    pub fn new(data_dir: &DataDir, arguments: &UpArgs) -> anyhow::Result<Plan> {
+    pub fn new(data_dir: &DataDir, arguments: &UpArgs, pg_version: u32) -> anyhow::Result<Plan> {
         let mut ports = Ports::default();
         let clients = ports.hold(arguments.listen, "for clients")?;
         let control = ports.hold(arguments.listen_http, "for the REST API")?;
@@ -71,6 +71,8 @@ impl Plan {
             ("--safekeeper-pg", r.safekeeper_pg.clone()),
         ];
         pageserver.extend(bin.clone());
+        pageserver.extend(arguments.leases.arguments());
+        pageserver.extend(arguments.history.arguments());
         plan.add(data_dir, "pageserver", pageserver);
         let mut agent = vec![
             ("--listen-clients", r.client_address.clone()),
@@ -82,6 +84,7 @@ impl Plan {
             ("--safekeeper-wal", text(wal)),
         ];
         agent.extend(bin);
+        agent.extend(arguments.pages.arguments());
         plan.add(data_dir, "agent", agent);
         plan.add(
             data_dir,
@@ -92,6 +95,7 @@ impl Plan {
                 ("--safekeeper-http", r.safekeeper_http),
                 ("--agent-http", r.agent_http),
                 ("--client-address", r.client_address),
+                ("--pg-version", pg_version.to_string()),
             ],
         );
         Ok(plan)
