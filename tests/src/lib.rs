@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod blocks;
+pub mod lazy;
 pub mod ledger;
 pub mod pages;
 pub mod processes;
@@ -34,6 +36,8 @@ const UP_LIMIT: Duration = Duration::from_secs(120);
 pub struct Treering {
     dir: Option<tempfile::TempDir>,
     up: Child,
+    /// Of `treering up`, beside the addresses.
+    options: Vec<String>,
     pub port: u16,
     pub running: Value,
 }
@@ -66,14 +70,21 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> O
 impl Treering {
     /// `treering up` on a new directory, ready.
     pub fn start() -> Treering {
+        Treering::start_with(&[""; 0])
+    }
+
+    /// The same with options of `treering up`.
+    pub fn start_with(options: &[impl AsRef<str>]) -> Treering {
         let dir = tempfile::Builder::new()
             .prefix("treering-test-")
             .tempdir()
             .expect("temporary directory");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).expect("chmod");
         let port = free_port();
-        let up = spawn_up(dir.path(), port);
-        let mut treering = Treering { dir: Some(dir), up, port, running: Value::Null };
+        let options: Vec<String> =
+            options.iter().map(|option| option.as_ref().to_owned()).collect();
+        let up = spawn_up(dir.path(), port, &options);
+        let mut treering = Treering { dir: Some(dir), up, options, port, running: Value::Null };
         treering.wait_until_ready();
         treering
     }
@@ -113,8 +124,14 @@ impl Treering {
     /// Starts it again on the same directory and port.
     pub fn start_again(&mut self) {
         let _ = fs::remove_file(self.data_dir().join("running.json"));
-        self.up = spawn_up(self.root(), self.port);
+        self.up = spawn_up(self.root(), self.port, &self.options);
         self.wait_until_ready();
+    }
+
+    /// The same with other options than before.
+    pub fn start_again_with(&mut self, options: &[impl AsRef<str>]) {
+        self.options = options.iter().map(|option| option.as_ref().to_owned()).collect();
+        self.start_again();
     }
 
     /// SIGKILL to `up` and to every process it started.
@@ -126,6 +143,11 @@ impl Treering {
             processes::kill(pid);
         }
         self.up.wait().expect("wait");
+    }
+
+    /// The pid of `up`, the ancestor of all that runs.
+    pub fn pid(&self) -> i32 {
+        self.up.id() as i32
     }
 
     /// The pid of a service.
@@ -242,12 +264,13 @@ impl Treering {
     }
 }
 
-fn spawn_up(root: &Path, port: u16) -> Child {
+fn spawn_up(root: &Path, port: u16, options: &[String]) -> Child {
     let log = File::options().create(true).append(true).open(root.join("up.log")).expect("log");
     Command::new(binary())
         .arg("--data-dir")
         .arg(root.join("data"))
         .args(["up", "--listen-http", "127.0.0.1:0", "--listen", &format!("127.0.0.1:{port}")])
+        .args(options)
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("log"))
         .stderr(log)

@@ -1,6 +1,6 @@
 //! Processes, as `/proc` shows them.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -25,6 +25,20 @@ pub fn descendants(of: i32) -> Vec<i32> {
         seen += 1;
     }
     found.split_off(1)
+}
+
+/// Time on a core of a process, of all below it, and of those of them that have ended and been waited for.
+pub fn cpu_time(of: i32) -> Duration {
+    let mut ticks = ticks(of);
+    ticks += descendants(of).into_iter().map(self::ticks).sum::<u64>();
+    Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// `utime`, `stime`, `cutime`, `cstime`: fields 14 to 17 of `proc(5)`'s `stat`.
+fn ticks(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let behind_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    behind_name.split(' ').skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
 /// Processes whose working directory lies in `dir`: the Postgres processes of its computes.

@@ -88,6 +88,13 @@ impl Suites {
         self.drive("core", command, &tests, connection)
     }
 
+    /// What a test of the core suite printed in its last run, without the name of this folder.
+    pub fn core_output(&self, test: &str) -> String {
+        let path = self.home.path().join("src/test/regress/results").join(test);
+        let text = fs::read_to_string(path.with_extension("out")).unwrap_or_default();
+        text.replace(&self.home.path().display().to_string(), "(suites)")
+    }
+
     /// The isolation suite, in a database `isolation_regression`.
     ///
     /// # Errors
