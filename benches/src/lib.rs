@@ -1,13 +1,10 @@
 //! What scenarios and micro benches share: inputs made without files, real WAL of stock Postgres, replay in memory.
 
-#![forbid(unsafe_code)]
-
 pub mod cpu;
 pub mod log;
 pub mod recovery;
 pub mod replay;
 
-use bytes::Bytes;
 use treering_pgfmt::{
     change::{PageChange, PartBlock, RecordPart},
     redo::rmgr,
@@ -23,7 +20,7 @@ pub const TABLE: RelTag =
 const TUPLE_BYTES: usize = 8;
 
 /// A heap insert at `offset` (1-based) of block 0; the first one makes the page.
-pub fn heap_insert(offset: u16) -> PageChange {
+pub fn heap_insert(offset: u16) -> PageChange<'static> {
     let first = offset == 1;
     // xl_heap_header: infomask2 (one attribute), infomask, t_hoff; then a byte of padding and the tuple's data.
     let mut data = vec![1, 0, 0, 8, 24, 0];
@@ -36,9 +33,9 @@ pub fn heap_insert(offset: u16) -> PageChange {
         block_id: 0,
         will_init: first,
         hints_logged: false,
-        blocks: vec![PartBlock { id: 0, block: 0, has_data: true }],
-        data: Bytes::from(data),
-        main: Bytes::from(main),
+        blocks: [PartBlock { id: 0, block: 0, has_data: true }].into_iter().collect(),
+        data: data.into(),
+        main: main.into(),
     })
 }
 

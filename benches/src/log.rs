@@ -7,16 +7,13 @@ use std::{
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use rustix::{buffer::spare_capacity, io::pread};
+use memmap2::MmapOptions;
 use treering_pgfmt::{
     control::ControlFile,
     version::PgMajor,
     wal::{reader::WalDecoder, record::RawRecord},
 };
-use treering_types::Lsn;
-
-/// Bytes read at once: as much as a walsender sends in one message.
-pub const CHUNK_BYTES: usize = 128 * 1024;
+use treering_types::{Lsn, WAL_SEGMENT_SIZE};
 
 /// Reads the control file of a data directory.
 pub fn control_file(data: &Path) -> anyhow::Result<ControlFile> {
@@ -24,29 +21,28 @@ pub fn control_file(data: &Path) -> anyhow::Result<ControlFile> {
     Ok(ControlFile::parse(&read(&path).with_context(|| path.display().to_string())?)?)
 }
 
-/// The bytes of WAL files on server timeline 1, one chunk after the other.
+/// The bytes of WAL files on server timeline 1, one file after the other, where the kernel has them.
 pub struct LogBytes {
     dir: PathBuf,
     at: Lsn,
-    file: Option<File>,
 }
 
 impl LogBytes {
     /// Starts at `from`, any position.
     pub fn open(wal_dir: &Path, from: Lsn) -> LogBytes {
-        LogBytes { dir: wal_dir.to_owned(), at: from, file: None }
+        LogBytes { dir: wal_dir.to_owned(), at: from }
     }
 
-    /// What comes next, up to a chunk; empty where no file goes on.
+    /// What comes next, up to the end of a file; empty where no file goes on.
+    #[allow(unsafe_code)]
     pub fn read(&mut self) -> anyhow::Result<Bytes> {
-        if self.at.segment_offset() == 0 || self.file.is_none() {
-            self.file = File::open(self.dir.join(self.at.segment_file_name(1))).ok();
-        }
-        let Some(file) = &self.file else { return Ok(Bytes::new()) };
-        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-        pread(file, spare_capacity(&mut chunk), self.at.segment_offset())?;
-        self.at = self.at + chunk.len() as u64;
-        Ok(Bytes::from(chunk))
+        let path = self.dir.join(self.at.segment_file_name(1));
+        let Ok(file) = File::open(path) else { return Ok(Bytes::new()) };
+        // SAFETY: the server that wrote the files is stopped, and nobody else changes them.
+        let file = unsafe { MmapOptions::new().populate().map(&file)? };
+        let rest = Bytes::from_owner(file).slice(self.at.segment_offset() as usize..);
+        self.at = self.at + rest.len() as u64;
+        Ok(rest)
     }
 }
 
@@ -63,17 +59,23 @@ impl Log {
         Log { bytes, decoder: WalDecoder::new(major, from) }
     }
 
-    /// The next record. `None` at the log's end: after a crash it ends in whatever was in the file before, so the
-    /// first bytes that are no record end it, as in recovery.
-    pub fn next_record(&mut self) -> anyhow::Result<Option<RawRecord>> {
+    /// Calls `take` with every record up to the log's end: after a crash it ends in whatever was in the file before, so
+    /// the first bytes that are no record end it, as in recovery.
+    pub fn for_each_record(
+        &mut self,
+        mut take: impl FnMut(&RawRecord<'_>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         loop {
             match self.decoder.next_record() {
-                Ok(Some(record)) => return Ok(Some(record)),
+                Ok(Some(record)) => {
+                    take(&record)?;
+                    continue;
+                }
                 Ok(None) => {}
-                Err(_) => return Ok(None),
+                Err(_) => return Ok(()),
             }
             match self.bytes.read()? {
-                chunk if chunk.is_empty() => return Ok(None),
+                chunk if chunk.is_empty() => return Ok(()),
                 chunk => self.decoder.feed_shared(chunk),
             }
         }
@@ -93,7 +95,7 @@ impl Log {
 /// The raw WAL between two positions.
 pub fn bytes_between(wal_dir: &Path, from: Lsn, to: Lsn) -> anyhow::Result<Vec<u8>> {
     let size = to.bytes_since(from).context("WAL ends before it begins")? as usize;
-    let mut out = Vec::with_capacity(size + CHUNK_BYTES);
+    let mut out = Vec::with_capacity(size + WAL_SEGMENT_SIZE as usize);
     let mut bytes = LogBytes::open(wal_dir, from);
     while out.len() < size {
         let chunk = bytes.read()?;

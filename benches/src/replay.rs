@@ -9,13 +9,16 @@
 use std::{
     collections::HashMap,
     fs::File,
-    hash::{BuildHasherDefault, Hasher},
+    hash::{BuildHasherDefault, Hash, Hasher},
+    io,
+    num::NonZeroU32,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
+use memmap2::{Advice, MmapMut};
 use treering_pgfmt::{
     change::PageChange,
     redo::{self, slru::PAGES_PER_SEGMENT},
@@ -38,7 +41,7 @@ use crate::{
 const CHECKSUM: std::ops::Range<usize> = 8..10;
 
 /// A sequence of pages in files: a relation fork or an SLRU.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Area {
     Relation(RelTag),
     Slru(SlruKind),
@@ -69,6 +72,19 @@ impl Area {
     }
 }
 
+impl Hash for Area {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+        match self {
+            Area::Relation(rel) => {
+                state.write_u64(pair(rel.database, rel.relation));
+                state.write_u64(pair(rel.tablespace, rel.fork as u32));
+            }
+            Area::Slru(kind) => kind.hash(state),
+        }
+    }
+}
+
 /// A hash for keys that nobody chooses to harm us.
 #[derive(Default)]
 struct Mixer(u64);
@@ -76,14 +92,6 @@ struct Mixer(u64);
 impl Hasher for Mixer {
     fn write(&mut self, bytes: &[u8]) {
         bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u8(&mut self, number: u8) {
-        self.write_u64(u64::from(number));
-    }
-
-    fn write_u32(&mut self, number: u32) {
-        self.write_u64(u64::from(number));
     }
 
     fn write_u64(&mut self, number: u64) {
@@ -122,49 +130,50 @@ impl Files {
     }
 }
 
-/// Pages allocated at once: 32 MiB, of which the kernel gives only what is touched.
-const EXTENT_PAGES: usize = 4096;
+/// Frames allocated at once: 32 MiB, of which the kernel gives only what is touched.
+const FRAMES_AT_ONCE: usize = 4096;
 
-/// Neighbouring pages of one area.
-struct Extent {
-    bytes: Vec<u8>,
-    held: Vec<bool>,
-}
+/// Frames that the kernel clears in one call.
+const FRAMES_CLEARED_AT_ONCE: usize = 16;
 
-impl Extent {
-    fn new() -> Extent {
-        // Zeros as the kernel gives them: nothing is written here.
-        Extent { bytes: vec![0; EXTENT_PAGES * PAGE_SIZE], held: vec![false; EXTENT_PAGES] }
-    }
-}
-
-/// Places for the pages of one area.
+/// Memory for pages, given out in the order in which pages are first needed: what the kernel has just cleared is still
+/// in the core's cache when the page is written.
 #[derive(Default)]
-struct Frames(Vec<Extent>);
+struct Arena {
+    extents: Vec<MmapMut>,
+    used: usize,
+}
 
-impl Frames {
-    /// Where a page is or will be, and whether it is there. What is there otherwise means nothing.
-    fn at(&mut self, page: u32) -> (&mut [u8; PAGE_SIZE], &mut bool) {
-        let (index, within) = (page as usize / EXTENT_PAGES, page as usize % EXTENT_PAGES);
-        while self.0.len() <= index {
-            self.0.push(Extent::new());
+impl Arena {
+    /// The number of a frame that nobody has yet.
+    ///
+    /// Ordinary pages of 4 KiB, as stock Postgres uses by default, asked for in pieces that stay in the core's cache until
+    /// they are written. Huge pages would be dearer in a virtual machine that gives free memory back to its host: they
+    /// come from the blocks that it gave back.
+    fn new_frame(&mut self) -> io::Result<u32> {
+        if self.used == self.extents.len() * FRAMES_AT_ONCE {
+            let extent = MmapMut::map_anon(FRAMES_AT_ONCE * PAGE_SIZE)?;
+            self.extents.push(extent);
         }
-        let Extent { bytes, held } = &mut self.0[index];
-        (&mut bytes.as_chunks_mut().0[within], &mut held[within])
+        if self.used.is_multiple_of(FRAMES_CLEARED_AT_ONCE)
+            && let Some(extent) = self.extents.last()
+        {
+            let at = self.used % FRAMES_AT_ONCE * PAGE_SIZE;
+            let bytes = FRAMES_CLEARED_AT_ONCE * PAGE_SIZE;
+            extent.advise_range(Advice::PopulateWrite, at, bytes)?;
+        }
+        self.used += 1;
+        Ok((self.used - 1) as u32)
     }
 
-    /// The pages held, with their numbers.
-    fn pages(&self) -> impl Iterator<Item = (u32, &[u8; PAGE_SIZE])> {
-        let pages =
-            self.0.iter().flat_map(|extent| extent.held.iter().zip(extent.bytes.as_chunks().0));
-        (0..).zip(pages).filter(|(_, (held, _))| **held).map(|(page, (_, frame))| (page, frame))
+    fn frame(&self, number: u32) -> &[u8; PAGE_SIZE] {
+        let number = number as usize;
+        &self.extents[number / FRAMES_AT_ONCE].as_chunks().0[number % FRAMES_AT_ONCE]
     }
 
-    fn forget_from(&mut self, page: u32) {
-        for (index, extent) in self.0.iter_mut().enumerate() {
-            let kept = (page as usize).saturating_sub(index * EXTENT_PAGES).min(EXTENT_PAGES);
-            extent.held[kept..].fill(false);
-        }
+    fn frame_mut(&mut self, number: u32) -> &mut [u8; PAGE_SIZE] {
+        let number = number as usize;
+        &mut self.extents[number / FRAMES_AT_ONCE].as_chunks_mut().0[number % FRAMES_AT_ONCE]
     }
 }
 
@@ -173,17 +182,35 @@ struct Sheaf {
     files: Files,
     /// Pages from here on are not taken from the files: they were cut off.
     cut_at: u32,
-    frames: Frames,
+    /// The frame of each page, as far as pages are held.
+    frames: Vec<Option<NonZeroU32>>,
 }
 
 impl Sheaf {
     fn of(area: Area) -> Sheaf {
-        Sheaf { files: Files::of(area), cut_at: u32::MAX, frames: Frames::default() }
+        Sheaf { files: Files::of(area), cut_at: u32::MAX, frames: Vec::new() }
     }
 
     fn cut(&mut self, pages: u32) {
-        self.frames.forget_from(pages);
+        self.frames.truncate(pages as usize);
         self.cut_at = self.cut_at.min(pages);
+    }
+
+    fn frame(&self, page: u32) -> Option<u32> {
+        self.frames.get(page as usize).copied().flatten().map(|number| number.get() - 1)
+    }
+
+    fn hold(&mut self, page: u32, frame: u32) {
+        let page = page as usize;
+        if self.frames.len() <= page {
+            self.frames.resize(page + 1, None);
+        }
+        self.frames[page] = NonZeroU32::new(frame + 1);
+    }
+
+    /// The pages held, with their frames.
+    fn held(&self) -> impl Iterator<Item = (u32, u32)> {
+        (0..).zip(&self.frames).filter_map(|(page, frame)| Some((page, (*frame)?.get() - 1)))
     }
 }
 
@@ -207,10 +234,10 @@ pub fn replay(data: &Path, wal_dir: &Path) -> anyhow::Result<Replayed> {
     let mut pages = Pages::over(major, data, ClusterState::from_control(&control));
     let mut log = Log::open(major, wal_dir, from);
     let mut records = 0;
-    while let Some(raw) = log.next_record()? {
-        pages.apply(&Record::decode(major, &raw)?)?;
+    log.for_each_record(|raw| {
         records += 1;
-    }
+        pages.apply(&Record::decode(major, raw)?)
+    })?;
     Ok(Replayed {
         pages,
         records,
@@ -227,6 +254,7 @@ pub struct Pages {
     data: PathBuf,
     state: ClusterState,
     sheaves: HashMap<Area, Sheaf, BuildHasherDefault<Mixer>>,
+    arena: Arena,
     /// Pages read from the copy.
     pub read: u64,
 }
@@ -234,34 +262,41 @@ pub struct Pages {
 impl Pages {
     /// Nothing read yet. `state` is that of the copy's control file.
     pub fn over(major: PgMajor, data: &Path, state: ClusterState) -> Pages {
-        Pages { major, data: data.to_owned(), state, sheaves: HashMap::default(), read: 0 }
+        Pages {
+            major,
+            data: data.to_owned(),
+            state,
+            sheaves: HashMap::default(),
+            arena: Arena::default(),
+            read: 0,
+        }
     }
 
     /// Applies all that a record does.
     ///
     /// # Errors
     /// The record or a page contradicts itself, or the record does what replay in memory has no place for.
-    pub fn apply(&mut self, record: &Record) -> anyhow::Result<()> {
-        for effect in effects(&mut self.state, record, self.major)? {
+    pub fn apply(&mut self, record: &Record<'_>) -> anyhow::Result<()> {
+        for effect in &effects(&mut self.state, record, self.major)? {
             self.apply_effect(effect, record.end)?;
         }
         Ok(())
     }
 
-    fn apply_effect(&mut self, effect: Effect, lsn: Lsn) -> anyhow::Result<()> {
+    fn apply_effect(&mut self, effect: &Effect<'_>, lsn: Lsn) -> anyhow::Result<()> {
         match effect {
             Effect::Page { rel, block, change } => {
-                self.change(Area::Relation(rel), block, &change, lsn)?;
+                self.change(Area::Relation(*rel), *block, change, lsn)?;
             }
             Effect::PageIfExists { rel, block, change } => {
-                if *self.load(Area::Relation(rel), block).1 {
-                    self.change(Area::Relation(rel), block, &change, lsn)?;
+                if self.load(Area::Relation(*rel), *block)?.is_some() {
+                    self.change(Area::Relation(*rel), *block, change, lsn)?;
                 }
             }
             Effect::Slru { kind, page, change } => {
-                self.change(Area::Slru(kind), page, &change, lsn)?;
+                self.change(Area::Slru(*kind), *page, change, lsn)?;
             }
-            Effect::RelTruncate { rel, blocks } => self.sheaf(Area::Relation(rel)).cut(blocks),
+            Effect::RelTruncate { rel, blocks } => self.sheaf(Area::Relation(*rel)).cut(*blocks),
             Effect::RelDrop(rel) => {
                 let forks = Fork::ALL.map(|fork| Area::Relation(rel.with_fork(fork)));
                 forks.into_iter().for_each(|fork| self.sheaf(fork).cut(0));
@@ -287,38 +322,56 @@ impl Pages {
         self.sheaves.entry(area).or_insert_with(|| Sheaf::of(area))
     }
 
-    /// The page's place, filled from the copy if need be; false where there is no such page.
-    fn load(&mut self, area: Area, page: u32) -> (&mut [u8; PAGE_SIZE], &mut bool) {
-        let (data, major) = (&self.data, self.major);
+    /// The page's frame: filled from the copy if need be, `None` where there is no such page.
+    fn load(&mut self, area: Area, page: u32) -> anyhow::Result<Option<u32>> {
         let sheaf = self.sheaves.entry(area).or_insert_with(|| Sheaf::of(area));
-        let (frame, held) = sheaf.frames.at(page);
-        if !*held && page < sheaf.cut_at {
-            *held = sheaf.files.read(data, major, page, frame);
-            self.read += u64::from(*held);
+        if let Some(frame) = sheaf.frame(page) {
+            return Ok(Some(frame));
         }
-        (frame, held)
+        if page >= sheaf.cut_at {
+            return Ok(None);
+        }
+        let mut bytes = [0; PAGE_SIZE];
+        if !sheaf.files.read(&self.data, self.major, page, &mut bytes) {
+            return Ok(None);
+        }
+        let frame = self.arena.new_frame()?;
+        *self.arena.frame_mut(frame) = bytes;
+        sheaf.hold(page, frame);
+        self.read += 1;
+        Ok(Some(frame))
+    }
+
+    /// The page's frame: what is in it means nothing unless the page is held.
+    fn place(&mut self, area: Area, page: u32) -> anyhow::Result<u32> {
+        let sheaf = self.sheaves.entry(area).or_insert_with(|| Sheaf::of(area));
+        if let Some(frame) = sheaf.frame(page) {
+            return Ok(frame);
+        }
+        let frame = self.arena.new_frame()?;
+        sheaf.hold(page, frame);
+        Ok(frame)
     }
 
     fn change(
         &mut self,
         area: Area,
         page: u32,
-        change: &PageChange,
+        change: &PageChange<'_>,
         lsn: Lsn,
     ) -> anyhow::Result<()> {
-        let major = self.major;
-        let (frame, held) =
-            if change.is_base() { self.sheaf(area).frames.at(page) } else { self.load(area, page) };
-        if !*held && !change.is_base() {
-            frame.fill(0);
-        }
-        *held = true;
-        Ok(redo::apply(major, &area.key(page), lsn, change, frame)?)
+        let loaded = if change.is_base() { None } else { self.load(area, page)? };
+        let frame = match loaded {
+            Some(frame) => frame,
+            None => self.place(area, page)?,
+        };
+        let page_bytes = self.arena.frame_mut(frame);
+        Ok(redo::apply(self.major, &area.key(page), lsn, change, page_bytes)?)
     }
 
     /// How many pages are held.
     pub fn held(&self) -> usize {
-        self.sheaves.values().map(|sheaf| sheaf.frames.pages().count()).sum()
+        self.sheaves.values().map(|sheaf| sheaf.held().count()).sum()
     }
 
     /// The pages that are not as in the files below `data`, with the first byte that differs. Checksums are not
@@ -335,7 +388,8 @@ impl Pages {
                 Area::Relation(_) => CHECKSUM,
                 Area::Slru(_) => 0..0,
             };
-            for (page, ours) in sheaf.frames.pages() {
+            for (page, frame) in sheaf.held() {
+                let ours = self.arena.frame(frame);
                 let there = files.read(data, self.major, page, &mut theirs);
                 there.then_some(()).with_context(|| format!("{area:?} has no page {page}"))?;
                 theirs[checksum.clone()].copy_from_slice(&ours[checksum.clone()]);

@@ -1,11 +1,11 @@
-//! `branch-first-sql`: from asking for a branch to the first answer of its own Postgres, all pages fetched first.
+//! `branch-first-sql`: from asking for a branch to the first answer of its own Postgres.
 
 use std::time::Instant;
 
 use treering_tests::Treering;
 
 use super::{Size, histogram};
-use crate::report::Report;
+use crate::report::{Bar, Report};
 
 pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
     let (scale, rounds) = if size == Size::Full { (10, 10) } else { (1, 2) };
@@ -24,11 +24,9 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
         latencies.record(began.elapsed().as_nanos() as u64)?;
         treering.ok(&["stop", &name]);
     }
-    Ok(vec![Report::latency(
-        "branch-first-sql",
-        format!("scale {scale}, eager"),
-        "ms",
-        1e6,
-        &latencies,
-    )])
+    let size = format!("scale {scale}");
+    Ok(vec![Report {
+        bar: Some(Bar::AtMost(500.0)),
+        ..Report::latency("branch-first-sql", size, "ms", 1e6, &latencies)
+    }])
 }

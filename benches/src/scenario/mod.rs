@@ -2,17 +2,25 @@
 
 mod branch_create;
 mod branch_first_sql;
+mod bulk_load;
+mod cold_pages;
+mod cold_start;
 mod getpage;
+mod pgbench;
 mod redo_chain;
 mod replay;
+mod statement;
 mod wal_decode;
 
-use std::process::{Child, Stdio};
+use std::{
+    process::{Child, Stdio},
+    time::Duration,
+};
 
 use hdrhistogram::Histogram;
 use treering_tests::Treering;
 
-use crate::report::Report;
+use crate::{report::Report, versus::Stage};
 
 /// How much to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -21,42 +29,108 @@ pub enum Size {
     Smoke,
 }
 
-type Scenario = fn(Size) -> anyhow::Result<Vec<Report>>;
+/// What a scenario needs.
+pub enum Scenario {
+    /// Nothing: it brings everything along.
+    Alone(fn(Size) -> anyhow::Result<Vec<Report>>),
+    /// What all these share.
+    OnStage(fn(&Stage) -> anyhow::Result<Vec<Report>>),
+}
 
-/// Name, what it measures, the code.
+use Scenario::{Alone, OnStage};
+
+/// Name, what it measures, the code; they run in this order.
 pub const SCENARIOS: &[(&str, &str, Scenario)] = &[
     (
         "branch-create",
         "API answer of a branch creation while 8 clients run TPC-B (ms)",
-        branch_create::run,
+        Alone(branch_create::run),
     ),
     (
         "branch-first-sql",
-        "from the request for a branch to its first SQL answer, pages fetched eagerly (ms)",
-        branch_first_sql::run,
+        "from the request for a branch to its first SQL answer (ms)",
+        Alone(branch_first_sql::run),
     ),
     (
         "getpage",
         "one page over the wire after TPC-B, nothing compacted, one client (us)",
-        getpage::run,
+        Alone(getpage::run),
     ),
     (
         "redo-short",
         "a page out of an image and a record as stored (us); redos of two callers against one",
-        redo_chain::short,
+        Alone(redo_chain::short),
     ),
     (
         "redo-medium",
         "a page out of 227 stored changes (us); redos of two callers against one",
-        redo_chain::medium,
+        Alone(redo_chain::medium),
     ),
-    ("wal-decode", "pgbench's raw WAL to decoded records, one core (MB/s)", wal_decode::run),
+    ("wal-decode", "pgbench's raw WAL to decoded records, one core (MB/s)", Alone(wal_decode::run)),
     (
         "replay",
         "TPC-B's WAL applied to pages in memory against stock recovery, one core (s)",
-        replay::run,
+        Alone(replay::run),
     ),
+    (
+        "cold-start",
+        "from `treering start` of a stopped branch to its first row, at two scales (ms)",
+        Alone(cold_start::run),
+    ),
+    ("pgbench-select", "pgbench -S, 4 clients, against vanilla (tps)", OnStage(pgbench::select)),
+    (
+        "seq-scan-warm",
+        "a sequential scan in memory, against vanilla (ms)",
+        OnStage(statement::seq_scan_warm),
+    ),
+    (
+        "create-index",
+        "CREATE INDEX on pgbench_accounts, against vanilla (ms)",
+        OnStage(statement::create_index),
+    ),
+    (
+        "vacuum-full",
+        "VACUUM FULL pgbench_accounts, against vanilla (ms)",
+        OnStage(statement::vacuum_full),
+    ),
+    ("bulk-load", "pgbench -i, against vanilla (s)", OnStage(bulk_load::run)),
+    (
+        "seq-scan-cold",
+        "the first sequential scan of a compute that has just started (MB/s)",
+        OnStage(cold_pages::seq_scan),
+    ),
+    (
+        "random-cold",
+        "a page that a compute does not have yet, as Postgres sees it (us)",
+        OnStage(cold_pages::random),
+    ),
+    // The last one on stage: it changes the clusters' tables.
+    ("pgbench-tpcb", "pgbench's TPC-B, 8 clients, against vanilla (tps)", OnStage(pgbench::tpcb)),
 ];
+
+/// Names that stand for several scenarios.
+pub const GROUPS: &[(&str, &[&str])] = &[(
+    "lazy",
+    &[
+        "cold-start",
+        "pgbench-select",
+        "seq-scan-warm",
+        "create-index",
+        "vacuum-full",
+        "bulk-load",
+        "seq-scan-cold",
+        "random-cold",
+        "pgbench-tpcb",
+    ],
+)];
+
+/// Of a comparison: how many pairs, and how long a half takes.
+fn halves(size: Size) -> (usize, Duration) {
+    match size {
+        Size::Full => (5, Duration::from_secs(15)),
+        Size::Smoke => (1, Duration::from_secs(1)),
+    }
+}
 
 fn histogram() -> Histogram<u64> {
     Histogram::new(3).expect("three digits are allowed")

@@ -115,8 +115,8 @@ impl Chain {
     fn collect(&mut self, cluster: &Cluster, from: Lsn) -> anyhow::Result<()> {
         let mut state = ClusterState::from_control(&control_file(&cluster.data())?);
         let mut log = Log::open(MAJOR, &cluster.wal_dir(), from);
-        while let Some(raw) = log.next_record()? {
-            for effect in effects(&mut state, &Record::decode(MAJOR, &raw)?, MAJOR)? {
+        log.for_each_record(|raw| {
+            for effect in effects(&mut state, &Record::decode(MAJOR, raw)?, MAJOR)? {
                 match effect {
                     Effect::Page { rel, block, change }
                         if Key::rel_block(rel, block) == self.key =>
@@ -127,8 +127,8 @@ impl Chain {
                     _ => {}
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn since_last_image(mut self) -> anyhow::Result<Chain> {

@@ -18,7 +18,7 @@ use crate::report::{Report, Spread};
 
 pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
     let (scale, bytes, rounds) =
-        if size == Size::Full { (50, 1_000_000_000, 3) } else { (1, 16_000_000, 1) };
+        if size == Size::Full { (50, 1_000_000_000, 9) } else { (1, 16_000_000, 1) };
     eprintln!("  loading scale {scale}, then TPC-B until {} MB of WAL", bytes / 1_000_000);
     let course = Course::run(scale, bytes)?;
     let pinned = Pinned::to_last_core()?;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::ensure;
 use treering_bench::{
     cpu::Pinned,
-    log::{CHUNK_BYTES, Log, bytes_between, control_file},
+    log::{Log, bytes_between, control_file},
 };
 use treering_pgfmt::{
     version::PgMajor,
@@ -47,6 +47,9 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
     ])
 }
 
+/// Bytes fed at once: as much as a walsender sends in one message.
+const CHUNK_BYTES: usize = 128 * 1024;
+
 /// Decodes everything; answers how many records there were.
 fn decode(start: Lsn, wal: &[u8]) -> anyhow::Result<u64> {
     let mut decoder = WalDecoder::new(MAJOR, start);
@@ -76,7 +79,7 @@ fn wal_of_pgbench(scale: u32, transactions: u32) -> anyhow::Result<(Lsn, Vec<u8>
     }
     cluster.stop("fast")?;
     let mut log = Log::open(MAJOR, &cluster.wal_dir(), start);
-    while log.next_record()?.is_some() {}
+    log.for_each_record(|_| Ok(()))?;
     let wal = bytes_between(&cluster.wal_dir(), start, log.position())?;
     Ok((start, wal))
 }
