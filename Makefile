@@ -19,13 +19,16 @@ test: prerequisites postgres-17 ## Unit, property, crash and end-to-end tests ag
 RELEASE = cargo build --release -p treering -p treering-xtask -p treering-tests -p treering-bench
 XTASK = target/release/xtask
 
-test-all: test ## The same, then redo of the workloads on PostgreSQL 16 and 18
+test-all: test ## The same, then lazy pages under 16, 18 and Postgres's own suite, and redo of the workloads on PostgreSQL 16 and 18
 	scripts/postgres-binaries 16 18
+	scripts/regression-source
 	$(RELEASE)
 	for major in 16 18; do \
 		$(XTASK) workload --major $$major --save $$major-checksums && \
 		$(XTASK) workload --major $$major --plain --save $$major-plain || exit 1; \
 	done
+	cargo test -p treering-compute-proxy -p treering-pages -p treering-tests --lib --test preload --test lazy -- --ignored
+	target/release/regression_lazy
 
 verify-redo: prerequisites postgres-17 ## Redo judged by Postgres: workloads on 15 and 17, the regression suite of 15; docs/redo.md
 	scripts/regression-source
