@@ -391,6 +391,7 @@ impl Agent {
     pub fn attend(&self, compute: &Arc<Compute>, endpoint: &Endpoint, stream_from: Lsn) {
         tokio::spawn(standby::run(compute.clone(), stream_from));
         let Some(pages) = &compute.pages else { return };
+        pages.set_gate(compute);
         tokio::spawn(Arc::clone(pages).publish_commits(compute.clone()));
         tokio::spawn(Arc::clone(pages).forget_unlinked(compute.clone()));
         if self.options.pages.cache_limit_bytes.is_some() {

@@ -1,7 +1,8 @@
-//! Cancel requests: they come on a connection of their own and name a backend by the key its session was given.
+//! Cancel requests: they come on a connection of their own and name a backend by its process id and a secret.
 //!
-//! The relay registers a session's key before its client sees it and forgets it with the session, so a request always finds
-//! the compute that handed the key out. As in Postgres there is no answer, right key or wrong.
+//! A session is registered by its backend's process id before its client can know it, and forgotten with the session, so
+//! a request always finds the compute; the compute checks the secret. As in Postgres there is no answer, right key or
+//! wrong.
 
 use std::{
     collections::HashMap,
@@ -23,7 +24,7 @@ use treering_wire::startup::CancelKey;
 /// How long a compute may take to act on a request.
 const FORWARD_LIMIT: Duration = Duration::from_secs(10);
 
-/// Which compute gave out which key. Clones share one registry.
+/// Which compute's backend a process is. Clones share one registry.
 #[derive(Clone, Default)]
 pub struct CancelRegistry {
     sessions: Arc<Mutex<Sessions>>,
@@ -31,43 +32,43 @@ pub struct CancelRegistry {
 
 #[derive(Default)]
 struct Sessions {
-    by_key: HashMap<CancelKey, (u64, PathBuf)>,
+    by_pid: HashMap<i32, (u64, PathBuf)>,
     next_id: u64,
 }
 
-/// A registered key; dropping it forgets the key.
+/// A registered session; dropping it forgets the session.
 pub struct Registration {
     registry: CancelRegistry,
-    key: CancelKey,
+    pid: i32,
     id: u64,
 }
 
 impl CancelRegistry {
-    /// Remembers that the compute behind `socket` gave out `key`. Two computes that give out the same key (one in 2³²
-    /// for equal process ids) leave it with the later one.
-    pub fn register(&self, key: CancelKey, socket: &Path) -> Registration {
+    /// Remembers that the process is a backend of the compute behind `socket`. A number that is used again is the later
+    /// one's.
+    pub fn register(&self, pid: i32, socket: &Path) -> Registration {
         let mut sessions = self.sessions.lock();
         sessions.next_id += 1;
         let id = sessions.next_id;
-        sessions.by_key.insert(key.clone(), (id, socket.to_owned()));
-        Registration { registry: self.clone(), key, id }
+        sessions.by_pid.insert(pid, (id, socket.to_owned()));
+        Registration { registry: self.clone(), pid, id }
     }
 
-    /// Keys known now.
+    /// Sessions known now.
     pub fn len(&self) -> usize {
-        self.sessions.lock().by_key.len()
+        self.sessions.lock().by_pid.len()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Passes a request on and returns once the compute has acted on it; `false` when nobody gave out this key.
+    /// Passes a request on and returns once the compute has acted on it; `false` when it names no session.
     ///
     /// # Errors
     /// The compute cannot be reached or does not act in time.
     pub async fn forward(&self, key: &CancelKey) -> io::Result<bool> {
-        let found = self.sessions.lock().by_key.get(key).map(|(_, socket)| socket.clone());
+        let found = self.sessions.lock().by_pid.get(&key.pid).map(|(_, socket)| socket.clone());
         let Some(socket) = found else { return Ok(false) };
         timeout(FORWARD_LIMIT, send(&socket, key)).await??;
         Ok(true)
@@ -89,8 +90,8 @@ async fn send(socket: &Path, key: &CancelKey) -> io::Result<()> {
 impl Drop for Registration {
     fn drop(&mut self) {
         let mut sessions = self.registry.sessions.lock();
-        if sessions.by_key.get(&self.key).is_some_and(|(id, _)| *id == self.id) {
-            sessions.by_key.remove(&self.key);
+        if sessions.by_pid.get(&self.pid).is_some_and(|(id, _)| *id == self.id) {
+            sessions.by_pid.remove(&self.pid);
         }
     }
 }
@@ -107,12 +108,12 @@ mod tests {
     }
 
     #[test]
-    fn a_key_lives_as_long_as_its_session() {
+    fn a_process_is_known_as_long_as_its_session() {
         let registry = CancelRegistry::default();
-        let first = registry.register(key(1), Path::new("/a"));
-        let second = registry.register(key(1), Path::new("/b"));
+        let first = registry.register(1, Path::new("/a"));
+        let second = registry.register(1, Path::new("/b"));
         drop(first);
-        assert_eq!(registry.len(), 1, "the later session keeps the key");
+        assert_eq!(registry.len(), 1, "the later session keeps the number");
         drop(second);
         assert!(registry.is_empty());
     }
@@ -123,7 +124,7 @@ mod tests {
         let socket = dir.path().join("s");
         let compute = tokio::net::UnixListener::bind(&socket).unwrap();
         let registry = CancelRegistry::default();
-        let _session = registry.register(key(7), &socket);
+        let _session = registry.register(7, &socket);
         let received = tokio::spawn(async move {
             let (mut stream, _) = compute.accept().await.unwrap();
             let mut buffer = BytesMut::new();

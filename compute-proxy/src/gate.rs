@@ -35,7 +35,8 @@ impl Wake for Agent {
                 _ => WakeError::Lost { branch: branch.clone(), reason: error.message },
             })?;
             let socket = compute.socket_dir.join(format!(".s.PGSQL.{SOCKET_PORT}"));
-            Ok(Target { socket, gate: compute })
+            let takes_clients = compute.pages.is_some();
+            Ok(Target { socket, takes_clients, gate: compute })
         })
     }
 }

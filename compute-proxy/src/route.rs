@@ -32,7 +32,7 @@ use treering_wire::{
 use crate::{
     cancel::CancelRegistry,
     compute::settings,
-    relay,
+    relay::{self, hand},
     wake::{BranchName, BranchNameError, Target, Wake, WakeError},
 };
 
@@ -126,6 +126,12 @@ async fn serve_client(
     routed.startup.encode(&mut first)?;
     first.extend_from_slice(&input);
     drop(input);
+    if target.takes_clients {
+        let Some(handed) = hand::over(client, compute, &first).await? else { return Ok(()) };
+        let _registration = cancels.register(handed.backend_pid, &target.socket);
+        handed.ended().await;
+        return Ok(());
+    }
     compute.write_all(&first).await?;
     let session = relay::Session { socket: &target.socket, gate: &*target.gate, cancels: &cancels };
     Ok(relay::run(&mut client, &mut compute, session).await?)

@@ -53,6 +53,8 @@ impl fmt::Display for BranchName {
 pub struct Target {
     /// The socket file itself, as `/run/x/.s.PGSQL.5432`.
     pub socket: PathBuf,
+    /// Its backends take their clients' own sockets ([`crate::relay::hand`]).
+    pub takes_clients: bool,
     pub gate: Arc<dyn CommitGate>,
 }
 

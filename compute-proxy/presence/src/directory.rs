@@ -11,7 +11,7 @@ use crate::{BLOCK_SIZE, BLOCKS_MAX};
 /// The first eight bytes of the file.
 pub const DIRECTORY_MAGIC: [u8; 8] = *b"TRPGDOOR";
 /// The format this crate reads and writes.
-pub const DIRECTORY_VERSION: u32 = 1;
+pub const DIRECTORY_VERSION: u32 = 2;
 /// Bytes of the socket's path, with its closing zero.
 pub const SOCKET_PATH_BYTES: usize = 112;
 /// Words before the index.

@@ -16,7 +16,7 @@ use crate::calls;
 use crate::complain::complain;
 use crate::ready::Patience;
 use line::Connection;
-pub use line::forget;
+pub use line::{copy_out_of_the_way, forget};
 
 /// `docs/formats/pages-door.md`.
 const DOOR_VERSION: u32 = treering_presence::DIRECTORY_VERSION;
@@ -69,6 +69,7 @@ enum Kind {
     Hello = 1,
     Fetch = 2,
     Advise = 3,
+    Cover = 4,
 }
 
 struct Request {
@@ -113,7 +114,7 @@ pub fn fetch(file: u64, first: u32, count: u32, patience: &mut Patience) -> Resu
     let shared = attach::shared().ok_or(libc::EIO)?;
     let request = Request { kind: Kind::Fetch, number: file, first, second: count };
     loop {
-        let broken = match try_fetch(shared, &request, patience) {
+        let broken = match try_asking(shared, &request, patience) {
             Ok(()) => return Ok(()),
             Err(Broken::Refused(code)) => return Err(code),
             Err(broken) => broken,
@@ -128,7 +129,23 @@ pub fn fetch(file: u64, first: u32, count: u32, patience: &mut Patience) -> Resu
     }
 }
 
-fn try_fetch(shared: &Shared, request: &Request, patience: &mut Patience) -> Result<(), Broken> {
+/// Has the quorum take in all that this compute has flushed. Waits for it, and for an agent, until `is_over`. `false`:
+/// nobody can say it any more.
+pub fn cover(is_over: impl Fn() -> bool) -> bool {
+    let Some(shared) = attach::shared() else { return false };
+    let request = Request { kind: Kind::Cover, number: 0, first: 0, second: 0 };
+    while !is_over() {
+        let mut patience = Patience::new(shared.wait_limit_ms());
+        match try_asking(shared, &request, &mut patience) {
+            Ok(()) => return true,
+            Err(Broken::Refused(_)) => return false,
+            Err(_) => patience.before_next_try(),
+        };
+    }
+    false
+}
+
+fn try_asking(shared: &Shared, request: &Request, patience: &mut Patience) -> Result<(), Broken> {
     let connection = match Connection::take() {
         Some(connection) => connection,
         None => connect(shared, patience)?,

@@ -2,7 +2,7 @@
 //!
 //! Each is as its namesake in libc, errno included, and leaves errno alone when it succeeds.
 
-use core::ffi::{c_char, c_int, c_long, c_uint, c_void};
+use core::ffi::{c_char, c_int, c_long, c_short, c_uint, c_void};
 use core::mem::MaybeUninit;
 
 use libc::{iovec, mode_t, off_t, syscall};
@@ -262,4 +262,109 @@ pub unsafe fn mmap(
     // SAFETY: the caller's wish.
     let place = unsafe { syscall(libc::SYS_mmap, at, length, protection, flags, fd, offset) };
     place as *mut c_void
+}
+
+/// # Safety
+/// As `recv`.
+pub unsafe fn recv(fd: c_int, into: *mut c_void, length: usize, flags: c_int) -> isize {
+    let (no_address, no_length) =
+        (core::ptr::null_mut::<c_void>(), core::ptr::null_mut::<c_void>());
+    // SAFETY: the caller's memory.
+    let got =
+        unsafe { syscall(libc::SYS_recvfrom, fd, into, length, flags, no_address, no_length) };
+    got as isize
+}
+
+/// # Safety
+/// As `send`.
+pub unsafe fn send(fd: c_int, from: *const c_void, length: usize, flags: c_int) -> isize {
+    let no_address = core::ptr::null::<c_void>();
+    // SAFETY: the caller's memory.
+    unsafe { syscall(libc::SYS_sendto, fd, from, length, flags, no_address, 0) as isize }
+}
+
+/// # Safety
+/// As `accept4`.
+pub unsafe fn accept4(
+    fd: c_int,
+    address: *mut libc::sockaddr,
+    length: *mut libc::socklen_t,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: the caller's memory.
+    unsafe { syscall(libc::SYS_accept4, fd, address, length, flags) as c_int }
+}
+
+/// # Safety
+/// As `epoll_ctl`.
+pub unsafe fn epoll_ctl(
+    set: c_int,
+    operation: c_int,
+    fd: c_int,
+    event: *mut libc::epoll_event,
+) -> c_int {
+    // SAFETY: the caller's event.
+    unsafe { syscall(libc::SYS_epoll_ctl, set, operation, fd, event) as c_int }
+}
+
+/// Ends both directions of a connection.
+pub fn shutdown(fd: c_int) {
+    // SAFETY: no memory is passed.
+    unsafe { syscall(libc::SYS_shutdown, fd, libc::SHUT_RDWR) };
+}
+
+/// Waits for an event of one descriptor, at most so long; a signal ends it early.
+pub fn poll_one(fd: c_int, event: c_short, limit_ms: u32) {
+    let mut wanted = libc::pollfd { fd, events: event, revents: 0 };
+    // SAFETY: one entry.
+    unsafe { libc::poll(&mut wanted, 1, c_int::try_from(limit_ms).unwrap_or(c_int::MAX)) };
+}
+
+/// Looks at the first byte that a connection has, without waiting.
+pub fn peek(fd: c_int, into: &mut [u8; 1]) -> isize {
+    // SAFETY: one byte.
+    unsafe { recv(fd, into.as_mut_ptr().cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) }
+}
+
+/// Sends a few bytes to a connection that has room for them.
+pub fn send_all_now(fd: c_int, bytes: &[u8]) {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: the bytes.
+    unsafe { send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
+}
+
+/// Fills `into` with bytes that are there and takes the descriptor that came with them; `None` without one, or with
+/// fewer bytes.
+pub fn receive_descriptor(fd: c_int, into: &mut [u8]) -> Result<Option<c_int>, c_int> {
+    /// Room for one descriptor, aligned as its header.
+    #[repr(C, align(8))]
+    struct Control([u8; 64]);
+    let mut control = Control([0; 64]);
+    let mut part = iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    // SAFETY: all zeros are a valid message without parts.
+    let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    // SAFETY: computes a size.
+    message.msg_controllen = unsafe { libc::CMSG_SPACE(4) } as _;
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    // SAFETY: the message and all that it points to.
+    let got = unsafe { syscall(libc::SYS_recvmsg, fd, &raw mut message, flags) };
+    if got < 0 {
+        return Err(errno());
+    }
+    // SAFETY: the kernel filled the message in.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message).as_ref() };
+    let is_descriptor = |header: &&libc::cmsghdr| {
+        header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS
+    };
+    let Some(header) = header.filter(is_descriptor) else { return Ok(None) };
+    // SAFETY: such a header is followed by a descriptor.
+    let sent = unsafe { libc::CMSG_DATA(header).cast::<c_int>().read_unaligned() };
+    if usize::try_from(got) != Ok(into.len()) {
+        close(sent);
+        return Ok(None);
+    }
+    Ok(Some(sent))
 }

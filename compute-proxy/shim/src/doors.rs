@@ -16,7 +16,8 @@ use libc::{FILE, iovec, mode_t, off_t};
 
 use crate::table::{self, Entry};
 use crate::{
-    advice, attach, calls, copy, cut, opening, read as reading, stream, wal, write as writing,
+    advice, attach, calls, copy, cut, opening, read as reading, session, stream, wal,
+    write as writing,
 };
 
 #[cfg_attr(all(feature = "preload", not(test)), unsafe(no_mangle))]
@@ -165,7 +166,12 @@ pub unsafe extern "C" fn write(fd: c_int, from: *const c_void, length: usize) ->
     // SAFETY: the caller's memory.
     unsafe {
         match table::get(fd) {
-            Entry::Plain | Entry::Ours => calls::write(fd, from, length),
+            Entry::Plain | Entry::Ours => {
+                if fd == libc::STDERR_FILENO {
+                    session::logged(from, length);
+                }
+                calls::write(fd, from, length)
+            }
             Entry::Mapped(file) => writing::write(fd, file, from, length),
             Entry::Wal(segment) => wal::write(fd, segment, from, length),
         }
@@ -283,6 +289,60 @@ pub unsafe extern "C" fn mmap(
 ) -> *mut c_void {
     // SAFETY: the caller's wish.
     unsafe { copy::mmap(at, length, protection, flags, fd, offset) }
+}
+
+#[cfg_attr(all(feature = "preload", not(test)), unsafe(no_mangle))]
+pub unsafe extern "C" fn accept(
+    fd: c_int,
+    address: *mut libc::sockaddr,
+    length: *mut libc::socklen_t,
+) -> c_int {
+    // SAFETY: the caller's memory.
+    unsafe { accept4(fd, address, length, 0) }
+}
+
+#[cfg_attr(all(feature = "preload", not(test)), unsafe(no_mangle))]
+pub unsafe extern "C" fn accept4(
+    fd: c_int,
+    address: *mut libc::sockaddr,
+    length: *mut libc::socklen_t,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: the caller's memory.
+    let accepted = unsafe { calls::accept4(fd, address, length, flags) };
+    session::accepted(accepted);
+    accepted
+}
+
+#[cfg_attr(all(feature = "preload", not(test)), unsafe(no_mangle))]
+pub unsafe extern "C" fn epoll_ctl(
+    set: c_int,
+    operation: c_int,
+    fd: c_int,
+    event: *mut libc::epoll_event,
+) -> c_int {
+    if operation == libc::EPOLL_CTL_ADD {
+        session::before_wait(fd);
+    }
+    // SAFETY: the caller's event.
+    unsafe { calls::epoll_ctl(set, operation, fd, event) }
+}
+
+#[cfg_attr(all(feature = "preload", not(test)), unsafe(no_mangle))]
+pub unsafe extern "C" fn recv(fd: c_int, into: *mut c_void, length: usize, flags: c_int) -> isize {
+    // SAFETY: the caller's memory.
+    unsafe { session::receive(fd, into, length, flags) }
+}
+
+#[cfg_attr(all(feature = "preload", not(test)), unsafe(no_mangle))]
+pub unsafe extern "C" fn send(
+    fd: c_int,
+    from: *const c_void,
+    length: usize,
+    flags: c_int,
+) -> isize {
+    // SAFETY: the caller's memory.
+    unsafe { session::send(fd, from, length, flags) }
 }
 
 /// What `_FORTIFY_SOURCE` checks before a call: a program that reads over its buffer's end ends.

@@ -11,6 +11,8 @@
 //!   opening     │ open, dup, close │ WAL: wal (wait for the quorum)
 //!               │                  │ mapped:
 //!   read, write, cut, copy, stream ┴─ ready: is the block there? ── agent: fetch it
+//!
+//!   session: the client's own socket, and what its backend may answer ── notice
 //! ```
 //!
 //! What is promised:
@@ -46,9 +48,11 @@ mod complain;
 mod copy;
 mod cut;
 pub mod doors;
+mod notice;
 mod opening;
 mod read;
 mod ready;
+mod session;
 mod stream;
 mod table;
 mod wal;

@@ -10,7 +10,7 @@ use treering_presence::MapPlace;
 
 use crate::attach::{self, Shared};
 use crate::table::{self, Entry, Mapped};
-use crate::{agent, calls, cut, ready, wal};
+use crate::{agent, calls, cut, ready, session, wal};
 
 const CREATES_NEW: c_int = libc::O_CREAT | libc::O_EXCL;
 
@@ -131,6 +131,7 @@ pub fn close(fd: c_int) -> c_int {
         Entry::Mapped(_) | Entry::Wal(_) => table::set(fd, Entry::Plain),
         Entry::Ours => return calls::fail_int(libc::EBADF),
     }
+    session::closed(fd);
     calls::close(fd)
 }
 

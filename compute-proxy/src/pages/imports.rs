@@ -23,8 +23,11 @@ use object::{
 };
 
 /// Every `postgres` calls these; one that does not import them calls something else in their place.
-const CORE: [&str; 9] =
-    ["close", "ftruncate", "lseek", "open", "pread", "pwrite", "read", "unlink", "write"];
+#[rustfmt::skip]
+const CORE: [&str; 13] = [
+    "accept", "close", "epoll_ctl", "ftruncate", "lseek", "open", "pread", "pwrite", "read", "recv", "send", "unlink",
+    "write",
+];
 const SET_ID: u32 = 0o6000;
 /// How glibc's versions of its symbols begin.
 const GLIBC: &[u8] = b"GLIBC_";

@@ -52,6 +52,7 @@ use crate::{
     compute::{owner::Owner, reap::RUN_PREFIX},
     endpoint::Compute,
     peers::Peers,
+    relay,
 };
 
 /// The socket's name in the run directory, which is ours: nothing that the compute's user could put in its place is
@@ -188,6 +189,17 @@ impl Pages {
     /// Whether this process said that it has the library.
     pub fn has_reported(&self, pid: i32) -> bool {
         self.door.has_reported(pid)
+    }
+
+    /// Backends that have their clients' sockets ask here what the relay asks for others.
+    pub fn set_gate(&self, compute: &Arc<Compute>) {
+        let (compute, runtime) = (Arc::downgrade(compute), tokio::runtime::Handle::current());
+        self.door.set_gate(Box::new(move |limit| {
+            let compute = compute.upgrade()?;
+            let covered = relay::covered(&*compute, None);
+            let covered = runtime.block_on(async { tokio::time::timeout(limit, covered).await });
+            Some(covered.ok()?.map_err(|error| error.to_string()))
+        }));
     }
 
     /// The compute's log is streamed: it may write only so far ahead of the quorum.

@@ -9,7 +9,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -24,7 +24,7 @@ use super::{
 };
 
 /// The version of the page that this speaks.
-const DOOR_VERSION: u32 = 1;
+const DOOR_VERSION: u32 = treering_presence::DIRECTORY_VERSION;
 const REQUEST_BYTES: usize = 32;
 const TEXT_BYTES_MAX: usize = 480;
 /// Threads that fetch ahead.
@@ -50,7 +50,13 @@ pub struct Door {
     connections: AtomicUsize,
     /// To wake the thread that accepts.
     socket: std::path::PathBuf,
+    gate: OnceLock<Gate>,
 }
+
+/// Waits until the quorum has all that the compute has flushed by now; `None`: not within the time, ask again.
+///
+/// An error says that nobody can vouch for the compute's commits any more.
+pub type Gate = Box<dyn Fn(Duration) -> Option<Result<(), String>> + Send + Sync>;
 
 /// Blocks to fetch when nobody waits for them.
 #[derive(Default)]
@@ -76,6 +82,7 @@ impl Door {
             is_closed: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             socket: socket.to_owned(),
+            gate: OnceLock::new(),
         });
         for _ in 0..AHEAD_THREADS {
             let door = Arc::clone(&door);
@@ -84,6 +91,11 @@ impl Door {
         let accepting = Arc::clone(&door);
         spawn("pages-door", move || accepting.accept(&listener))?;
         Ok(door)
+    }
+
+    /// How backends learn that the quorum has what they answer. Set once the compute is supervised.
+    pub fn set_gate(&self, gate: Gate) {
+        let _ = self.gate.set(gate);
     }
 
     /// Nobody is answered any more.
@@ -155,6 +167,11 @@ impl Door {
                     reply(&mut stream, answer)?;
                 }
                 (3, true) => self.advise(&request),
+                (4, true) => match self.gate.get().and_then(|gate| gate(self.wait_limit)) {
+                    Some(answer) => reply(&mut stream, answer.map_err(|why| (libc::EIO, why)))?,
+                    // It asks again.
+                    None => return Ok(()),
+                },
                 _ => return Err(io::Error::other("a request that is none")),
             }
         }

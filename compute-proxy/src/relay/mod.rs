@@ -2,9 +2,10 @@
 //!
 //! Promises: a success that may rest on a cancelled wait reaches the client only when the quorum has it, or the
 //! connection is dropped instead; memory per session is two fixed buffers; a slow side slows the other. What [`filter`]
-//! decides, this module does.
+//! decides, this module does. A compute with the page library needs nobody in between: [`hand`].
 
 pub mod filter;
+pub mod hand;
 
 use std::{future::pending, io, path::Path};
 
@@ -105,7 +106,7 @@ async fn down(
             is_cancelled
         })?;
         if let Some(key) = filter.take_key() {
-            _registration = Some(session.cancels.register(key, session.socket));
+            _registration = Some(session.cancels.register(key.pid, session.socket));
         }
         if step.forward > 0 {
             let passed = &buffer[start..start + step.forward];
@@ -129,7 +130,7 @@ async fn down(
 
 /// Waits until the quorum has everything the compute has flushed by now: the commit in question with it, because
 /// a backend flushes its commit record before it waits.
-async fn covered(gate: &dyn CommitGate, backend_pid: Option<i32>) -> Result<(), GateError> {
+pub async fn covered(gate: &dyn CommitGate, backend_pid: Option<i32>) -> Result<(), GateError> {
     let flushed = gate.flush_lsn().await?;
     let committed = gate.commit_lsn();
     tracing::info!(backend_pid, %flushed, %committed, "a wait for the quorum was cancelled; its answer is held");

@@ -251,7 +251,7 @@ pub struct Port {
 impl Port {
     pub async fn before(postgres: &Postgres) -> Port {
         let gate = TestGate::new(postgres);
-        let target = Target { socket: postgres.socket(), gate: gate.clone() };
+        let target = Target { socket: postgres.socket(), takes_clients: false, gate: gate.clone() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let number = listener.local_addr().unwrap().port();
         let wake = Arc::new(OneServer(target));

@@ -108,7 +108,7 @@ impl Connection {
     fn send_some(&self, bytes: &[u8]) -> isize {
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         // SAFETY: the bytes.
-        unsafe { libc::send(self.fd, bytes.as_ptr().cast(), bytes.len(), flags) }
+        unsafe { calls::send(self.fd, bytes.as_ptr().cast(), bytes.len(), flags) }
     }
 
     /// Fills `into`.
@@ -117,7 +117,7 @@ impl Connection {
         while let Some(rest) = into.get_mut(got..).filter(|rest| !rest.is_empty()) {
             let flags = libc::MSG_DONTWAIT;
             // SAFETY: the rest of the buffer.
-            let some = unsafe { libc::recv(self.fd, rest.as_mut_ptr().cast(), rest.len(), flags) };
+            let some = unsafe { calls::recv(self.fd, rest.as_mut_ptr().cast(), rest.len(), flags) };
             match usize::try_from(some) {
                 Ok(0) => return Err(Broken::Lost(0)),
                 Ok(some) => got = got.saturating_add(some),
@@ -143,27 +143,31 @@ impl Connection {
         if left_ms == 0 {
             return Err(Broken::Silent);
         }
-        let mut wanted = libc::pollfd { fd: self.fd, events: event, revents: 0 };
-        // SAFETY: one entry. A signal ends it early, and the loops above ask again.
-        unsafe { libc::poll(&mut wanted, 1, c_int::try_from(left_ms).unwrap_or(c_int::MAX)) };
+        // A signal ends it early, and the loops above ask again.
+        calls::poll_one(self.fd, event, left_ms);
         Ok(())
     }
 }
 
 /// Moves a new descriptor above Postgres's, as far as the limit allows.
 fn out_of_the_way(fd: c_int) -> c_int {
+    let moved = copy_out_of_the_way(fd);
+    if !has_room(moved) {
+        return fd;
+    }
+    calls::close(fd);
+    moved
+}
+
+/// A copy of a descriptor, closed on `exec`, above Postgres's; negative if there can be none.
+pub fn copy_out_of_the_way(fd: c_int) -> c_int {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: memory for one answer.
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
     let floor = NUMBER_FLOOR.min(limit.rlim_cur.saturating_sub(BELOW_LIMIT));
     let floor = usize::try_from(floor).unwrap_or(0);
     // SAFETY: the argument is a number.
-    let moved = unsafe { calls::fcntl(fd, libc::F_DUPFD_CLOEXEC, floor) };
-    if !has_room(moved) {
-        return fd;
-    }
-    calls::close(fd);
-    moved
+    unsafe { calls::fcntl(fd, libc::F_DUPFD_CLOEXEC, floor) }
 }
 
 fn address(shared: &Shared) -> Option<(libc::sockaddr_un, libc::socklen_t)> {

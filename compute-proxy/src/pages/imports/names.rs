@@ -6,12 +6,13 @@
 /// The library stands before them.
 #[rustfmt::skip]
 pub const INTERCEPTED: &[&str] = &[
-    "__pread64_chk", "__pread_chk", "__read_chk", "close", "copy_file_range", "creat",
-    "creat64", "dup", "dup2", "dup3", "fcntl", "fcntl64", "fopen", "fopen64", "ftruncate",
-    "ftruncate64", "lseek", "lseek64", "mmap", "mmap64", "open", "open64", "openat", "openat64",
-    "posix_fadvise", "posix_fadvise64", "posix_fallocate", "posix_fallocate64", "pread",
-    "pread64", "preadv", "preadv64", "pwrite", "pwrite64", "pwritev", "pwritev64", "read",
-    "rename", "sendfile", "sendfile64", "truncate", "truncate64", "unlink", "write",
+    "__pread64_chk", "__pread_chk", "__read_chk", "accept", "accept4", "close",
+    "copy_file_range", "creat", "creat64", "dup", "dup2", "dup3", "epoll_ctl", "fcntl",
+    "fcntl64", "fopen", "fopen64", "ftruncate", "ftruncate64", "lseek", "lseek64", "mmap",
+    "mmap64", "open", "open64", "openat", "openat64", "posix_fadvise", "posix_fadvise64",
+    "posix_fallocate", "posix_fallocate64", "pread", "pread64", "preadv", "preadv64", "pwrite",
+    "pwrite64", "pwritev", "pwritev64", "read", "recv", "rename", "send", "sendfile",
+    "sendfile64", "truncate", "truncate64", "unlink", "write",
 ];
 
 /// They take paths or descriptors, and neither return nor change what is in a file: sizes, times, permissions,
@@ -41,11 +42,11 @@ pub const STREAMS: &[&str] = &[
 /// library.
 #[rustfmt::skip]
 pub const OTHER_FILES: &[&str] = &[
-    "__syslog_chk", "accept", "accept4", "bind", "bind_textdomain_codeset", "bindtextdomain",
-    "closelog", "connect", "dlopen", "epoll_create1", "epoll_ctl", "epoll_wait", "freeifaddrs",
+    "__syslog_chk", "bind", "bind_textdomain_codeset", "bindtextdomain",
+    "closelog", "connect", "dlopen", "epoll_create1", "epoll_wait", "freeifaddrs",
     "getaddrinfo", "getgrnam", "getifaddrs", "getnameinfo", "getpwuid", "getpwuid_r",
     "getsockname", "getsockopt", "isatty", "listen", "munmap", "newlocale", "openlog", "pclose",
-    "pipe", "pipe2", "poll", "popen", "recv", "recvfrom", "recvmsg", "select", "send",
+    "pipe", "pipe2", "poll", "popen", "recvfrom", "recvmsg", "select",
     "sendmsg", "sendto", "setlocale", "setsockopt", "shm_open", "shm_unlink", "shmat", "shmctl",
     "shmdt", "shmget", "shutdown", "signalfd", "socket", "syslog", "system",
 ];
