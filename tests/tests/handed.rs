@@ -84,8 +84,9 @@ async fn a_session_outlives_its_agent() {
     let mut answer =
         tokio::spawn(async move { client.batch_execute("INSERT INTO t VALUES (2)").await });
     tokio::time::sleep(Duration::from_millis(500)).await;
-    processes::kill(treering.service("agent"));
     other.query_one("SELECT pg_cancel_backend($1)", &[&pid]).await.expect("cancel");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    processes::kill(treering.service("agent"));
     let early = timeout(Duration::from_secs(3), &mut answer).await;
     processes::thaw(safekeeper);
     assert!(!matches!(early, Ok(Ok(Ok(())))), "reported before it was durable");
