@@ -41,7 +41,10 @@ fn write_all_classes(timeline: &Timeline, lsn: Lsn, number: u32) {
     if number > 0 {
         put(Key::two_phase(u64::from(number - 1)), Value::tombstone());
     }
-    put(Key::control(ControlField::NextXid), Value::whole(u64::from(number).to_le_bytes().to_vec()));
+    put(
+        Key::control(ControlField::NextXid),
+        Value::whole(u64::from(number).to_le_bytes().to_vec()),
+    );
     let (key, value) = TimeEntry::put(i64::from(number) * 100, Lsn(lsn.0 - 8));
     put(key, value);
     let ends = RecordEnds { before: Lsn(lsn.0 - 8), ends: vec![lsn] };
@@ -101,9 +104,12 @@ fn answers(engine: &Engine, lsns: &[Lsn]) -> Vec<Result<Vec<u8>, ErrorKind>> {
                 let range = Key::class_range(class);
                 let found = timeline.scan(range, *lsn, Direction::Forward, usize::MAX);
                 let flat = |found: Vec<(Key, Lsn, Bytes)>| {
-                    found.iter().flat_map(|(key, lsn, bytes)| {
-                        [&key.0[..], &lsn.0.to_le_bytes(), bytes].concat()
-                    }).collect()
+                    found
+                        .iter()
+                        .flat_map(|(key, lsn, bytes)| {
+                            [&key.0[..], &lsn.0.to_le_bytes(), bytes].concat()
+                        })
+                        .collect()
                 };
                 all.push(found.map(flat));
             }

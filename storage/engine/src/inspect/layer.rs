@@ -293,8 +293,13 @@ impl Reading<'_, '_> {
         });
         for head in block.heads() {
             let bytes = block.value(head);
-            let entry =
-                Entry { key: head.key, lsn: head.lsn, base: head.base, chain: head.chain, bytes: &bytes };
+            let entry = Entry {
+                key: head.key,
+                lsn: head.lsn,
+                base: head.base,
+                chain: head.chain,
+                bytes: &bytes,
+            };
             self.value(offset, &entry);
             (self.each)(entry);
         }

@@ -161,7 +161,8 @@ fn read<M: Manifest>(
     bytes: &[u8],
     invariant: fn(&M) -> Result<(), invariants::Broken>,
 ) -> (ManifestHead, Option<M>) {
-    let version = bytes.get(8..12).and_then(|bytes| Some(u32::from_le_bytes(*bytes.first_chunk()?)));
+    let version =
+        bytes.get(8..12).and_then(|bytes| Some(u32::from_le_bytes(*bytes.first_chunk()?)));
     let mut head = ManifestHead { size: bytes.len() as u64, version, damage: Vec::new() };
     let manifest = match store::decode_file::<M>(path, bytes) {
         Ok(manifest) => Some(manifest),
@@ -186,7 +187,11 @@ fn read<M: Manifest>(
 }
 
 /// Whatever the payload decodes to; bytes that are missing at its end are taken for zeros.
-fn decode_regardless<M: Manifest>(bytes: &[u8], version: u32, head: &mut ManifestHead) -> Option<M> {
+fn decode_regardless<M: Manifest>(
+    bytes: &[u8],
+    version: u32,
+    head: &mut ManifestHead,
+) -> Option<M> {
     let stated = bytes.get(12..ENVELOPE_SIZE)?.first_chunk().copied().map(u64::from_le_bytes)?;
     let there = bytes.get(ENVELOPE_SIZE..)?;
     let mut payload = there.to_vec();

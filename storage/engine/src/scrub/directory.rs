@@ -81,7 +81,8 @@ impl Scrub<'_> {
             self.timeline(directory, tenant, *id, entry);
         }
         let known: BTreeSet<TimelineId> = manifest.timelines.keys().copied().collect();
-        let unknown = |name: &String| name.parse::<TimelineId>().is_ok_and(|id| !known.contains(&id));
+        let unknown =
+            |name: &String| name.parse::<TimelineId>().is_ok_and(|id| !known.contains(&id));
         match recover::list(self.fs, directory) {
             Ok(names) => names.iter().filter(|name| unknown(name)).for_each(|name| {
                 self.leftover(&directory.join(name), "a branch that no manifest names");
