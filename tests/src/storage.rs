@@ -42,13 +42,19 @@ pub fn post(treering: &Treering, path: &str, body: &Value) {
     assert!(status.is_success(), "{url}: {status} {}", answer.text().unwrap_or_default());
 }
 
-/// All that is committed on a branch is in layers, gc has been there, and what was due is merged.
-pub fn settle(treering: &Treering, branch: &str) {
+/// Waits until all that is committed on a branch is ingested.
+pub fn ingested(treering: &Treering, branch: &str) {
     let path = timeline_path(treering, branch);
-    wait_for("ingest", Duration::from_secs(300), || {
+    wait_for("ingest", Duration::from_secs(600), || {
         let view: Value = reqwest::blocking::get(url(treering, &path)).ok()?.json().ok()?;
         (view["commit_lsn"] == view["last_record_lsn"]).then_some(())
     });
+}
+
+/// All that is committed on a branch is in layers, gc has been there, and what was due is merged.
+pub fn settle(treering: &Treering, branch: &str) {
+    ingested(treering, branch);
+    let path = timeline_path(treering, branch);
     post(treering, &format!("{path}/flush"), &json!({}));
     post(treering, &format!("{path}/gc"), &json!({}));
 }

@@ -1,8 +1,9 @@
 //! `layer-format`: what zstd level and block size cost and bring, on the values of real layer files.
 //!
-//! TPC-B and a table of real text (the sources and documents of this repository, updated once) are written through `treering up`; the
-//! layers that flushes wrote, and the run that they merge into, are read value by value, and packed again as the engine packs
-//! them, in each setting: a block ends once its entries reach the size; zstd frame, crc32, 42 bytes of index.
+//! TPC-B and a table of real text (the sources and documents of this repository, updated once) are written through `treering up`.
+//! `flushed`: the newest layers, mostly changes of rows. `merged`: the one run that is left once history has left the window, mostly page
+//! images. Both are read value by value and packed again as the engine packs them, in each setting: a block ends once its entries
+//! reach the size; zstd frame, crc32, 42 bytes of index.
 //!
 //! Figures, for each setting: bytes in the file for a byte of values; time on the core to pack a megabyte of them; time on the core
 //! to read one value's block (crc32, unpack) at random. `apart` packs page images and everything else in blocks of their own: a
@@ -90,7 +91,7 @@ struct Data {
 
 impl Data {
     fn make(scale: u32, load: Duration) -> anyhow::Result<Data> {
-        let treering = Treering::start();
+        let treering = Treering::start_with(&["--pitr-window", "1s", "--lsn-lease-length", "1s"]);
         treering.run("pgbench", "main", &["-i", "-q", "-s", &scale.to_string()]);
         real_table(&treering)?;
         let busy = Load::start(&treering, 4)?;
@@ -106,6 +107,7 @@ impl Data {
             treering.data_dir().join("pageserver/tenants").join(&tenant).join(&timeline);
         post(&treering, &format!("{path}/flush"), "{}")?;
         let flushed = values(&directory)?;
+        post(&treering, &format!("{path}/gc"), "{}")?;
         post(&treering, &format!("{path}/compact"), r#"{"force": true}"#)?;
         let merged = values(&directory)?;
         Ok(Data { flushed, merged })
@@ -159,13 +161,13 @@ fn post(treering: &Treering, path: &str, body: &'static str) -> anyhow::Result<(
     Ok(())
 }
 
-/// Of all layers below a directory, oldest file first, up to the size of a sample.
+/// Of all layers below a directory, newest file first, up to the size of a sample.
 fn values(directory: &Path) -> anyhow::Result<Vec<Entry>> {
     let mut layers: Vec<_> = std::fs::read_dir(directory)?
         .map(|entry| Ok(entry?.path()))
         .collect::<std::io::Result<Vec<_>>>()?;
     layers.retain(|path| path.extension().is_some_and(|e| e == "layer"));
-    // The import's own layers are all images, and come first: what follows is the load's.
+    // Newest first: what the load wrote, before what was there when it began.
     layers.sort_by_key(|path| std::cmp::Reverse(path.clone()));
     let (mut entries, mut bytes) = (Vec::new(), 0);
     for path in layers {

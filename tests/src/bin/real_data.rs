@@ -30,6 +30,8 @@ const SURVIVORS_MAX: usize = 4;
 const WINDOW: &str = "2m";
 /// Gc begins this long after the start.
 const LEASES: &str = "30s";
+/// The command line's exit code for it.
+const TIMEOUT: i32 = 6;
 /// How far back a branch may begin: well within the window.
 const PAST_SECONDS_MAX: u64 = 60;
 /// Bytes on disk for a byte that a fresh merge leaves.
@@ -152,7 +154,7 @@ impl Life<'_> {
         if from == "main" && self.dice.random() {
             arguments.extend(["--at", &ago]);
         }
-        self.treering.ok(&arguments);
+        while !self.create(&arguments) {}
         self.made += 1;
         if self.dice.random_ratio(1, 4) {
             // Its own history, and computes that come and go.
@@ -160,6 +162,15 @@ impl Life<'_> {
             self.treering.ok(&["stop", &name]);
         }
         self.living.push(name);
+    }
+
+    /// False when the pageserver is not there yet: to be asked again.
+    fn create(&self, arguments: &[&str]) -> bool {
+        let output = self.treering.cli(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let is_late = output.status.code() == Some(TIMEOUT);
+        assert!(output.status.success() || is_late, "treering {arguments:?}: {stderr}");
+        !is_late
     }
 
     /// Drops a branch that has none of its own.
