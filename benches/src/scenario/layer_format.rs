@@ -6,7 +6,7 @@
 //! reach the size; zstd frame, crc32, 42 bytes of index.
 //!
 //! Figures, for each setting: bytes in the file for a byte of values; time on the core to pack a megabyte of them; time on the core
-//! to read one value's block (crc32, unpack) at random. `apart` packs page images and everything else in blocks of their own: a
+//! to read the blocks of one page (crc32, unpack), drawn at random. `apart` packs page images and everything else in blocks of their own: a
 //! read of a page that has both needs two.
 
 use std::{collections::HashMap, path::Path, time::Duration};
@@ -17,7 +17,7 @@ use treering_bench::cpu::{Pinned, thread_time};
 use treering_engine::inspect::{Inspected, inspect};
 use treering_fs::RealFs;
 use treering_tests::Treering;
-use treering_types::Key;
+use treering_types::{Key, KeyClass};
 
 use super::{Load, Size};
 use crate::report::{Report, Spread};
@@ -192,7 +192,7 @@ struct Measured {
     share: f64,
     /// Milliseconds on the core to pack a megabyte.
     packing: Spread,
-    /// Microseconds on the core to unpack what a value lies in.
+    /// Microseconds on the core to unpack what a page lies in.
     reading: Spread,
 }
 
@@ -261,7 +261,7 @@ fn pack(entries: &[Entry], setting: Setting) -> anyhow::Result<(Vec<Packed>, Vec
     Ok((blocks, homes))
 }
 
-/// Keys drawn at random; each reads the blocks of all its values.
+/// Pages drawn at random; each reads the blocks of all its values.
 fn read(
     entries: &[Entry],
     packed: &[Packed],
@@ -269,7 +269,8 @@ fn read(
     reads: usize,
 ) -> anyhow::Result<Spread> {
     let mut of_key: HashMap<Key, Vec<usize>> = HashMap::new();
-    for (entry, home) in entries.iter().zip(homes) {
+    let is_page = |entry: &Entry| entry.key.class() == Ok(KeyClass::RelBlock);
+    for (entry, home) in entries.iter().zip(homes).filter(|(entry, _)| is_page(entry)) {
         let blocks = of_key.entry(entry.key).or_default();
         if !blocks.contains(home) {
             blocks.push(*home);

@@ -108,7 +108,7 @@ impl Scrub<'_> {
                 return;
             }
             let known = store::load::<TenantManifest>(self.fs, tenant_directory).ok().flatten();
-            let is_gone = known.is_some_and(|now| now.timelines.get(&id).is_none());
+            let is_gone = known.is_some_and(|now| !now.timelines.contains_key(&id));
             if !is_gone && self.sequence(&directory) == read {
                 return;
             }
