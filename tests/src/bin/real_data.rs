@@ -195,6 +195,7 @@ fn check_survivors(treering: &Treering, survivors: &[String]) {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("runtime");
     for name in survivors.iter().map(String::as_str).chain(["main"]) {
         let began = Instant::now();
+        treering.ok(&["start", name]);
         runtime.block_on(async {
             let client = treering.connect_in_time(name).await;
             verify::pgbench_sums(&client).await;
