@@ -150,3 +150,59 @@ impl Timeline {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TENANT: TenantId = TenantId([9; 16]);
+
+    fn id(number: u8) -> TimelineId {
+        TimelineId([number; 16])
+    }
+
+    /// 1 is the root; 2 and 3 fork from it at 100 and 200; 4 forks from 2 at 150, 5 from 1 at 90.
+    fn report() -> ScrubReport {
+        let relative = |timeline, ancestor: Option<(u8, u64)>| Relative {
+            tenant: TENANT,
+            timeline: id(timeline),
+            ancestor: ancestor.map(|(above, fork)| (id(above), Lsn(fork))),
+        };
+        let family = vec![
+            relative(1, None),
+            relative(2, Some((1, 100))),
+            relative(3, Some((1, 200))),
+            relative(4, Some((2, 150))),
+            relative(5, Some((1, 90))),
+            Relative { tenant: TenantId([8; 16]), ..relative(6, Some((1, 300))) },
+        ];
+        ScrubReport { family, ..ScrubReport::default() }
+    }
+
+    fn harmed(timeline: Option<u8>, from: Option<u64>) -> Vec<u8> {
+        let finding = Finding {
+            tenant: TENANT,
+            timeline: timeline.map(id),
+            path: PathBuf::new(),
+            error: EngineError::Shutdown,
+            span: from.map(|from| Span { keys: (Key::MIN, Key::MAX), from: Lsn(from) }),
+        };
+        let mut harmed: Vec<u8> =
+            report().harmed_by(&finding).into_iter().map(|id| id.0[0]).collect();
+        harmed.sort_unstable();
+        harmed
+    }
+
+    #[test]
+    fn who_reads_through_damage_is_harmed() {
+        assert_eq!(harmed(Some(1), Some(50)), [1, 2, 3, 4, 5]);
+        assert_eq!(harmed(Some(1), Some(100)), [1, 2, 3, 4]);
+        assert_eq!(harmed(Some(1), Some(101)), [1, 3]);
+        assert_eq!(harmed(Some(1), Some(250)), [1]);
+        assert_eq!(harmed(Some(2), Some(120)), [2, 4]);
+        assert_eq!(harmed(Some(2), Some(160)), [2]);
+        // Without its manifest nothing of a timeline can be read; without the tenant's, nothing at all.
+        assert_eq!(harmed(Some(2), None), [2, 4]);
+        assert_eq!(harmed(None, None), [1, 2, 3, 4, 5]);
+    }
+}

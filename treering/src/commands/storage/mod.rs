@@ -18,23 +18,23 @@ use crate::{cli::Place, output::Format};
 pub enum StorageCommand {
     /// Read every layer file and manifest, and name what is wrong and which branches need it.
     #[command(after_help = "\
-Nothing is written: it works on a stopped data directory and beside a running `treering up`.\n\
-Checked: envelopes, checksums and invariants of all manifests; of each layer that one names, that it\n\
-is there with the right size, header, footer, index, bloom filter and digest, and that each block and\n\
-value can be read and lies where it should. On a stopped directory, files that no manifest names are\n\
-listed as leftovers; they harm nobody and go at the next start.\n\n\
-Exit codes: 0 nothing is damaged (leftovers or not), 1 something is, or cannot be read.")]
+Nothing is written: it works on a stopped data directory and beside a running `treering up`.\n\n\
+Read are all manifests, and every layer that one names: that it is there, its size, header,\n\
+footer, index, bloom filter, digest, and that each value can be read and lies where it should.\n\
+On a stopped directory, files that no manifest names are listed: they harm nobody, and go at\n\
+the next start.\n\n\
+Exit codes: 0 nothing is damaged (left over or not), 1 something is, or cannot be read.")]
     Scrub {
         #[command(flatten)]
         show: ShowJson,
     },
     /// Print what a layer file or manifest says, as far as it can be read.
     #[command(after_help = "\
-Layer files: <data-dir>/pageserver/tenants/<project id>/<timeline>/<number>.layer.\n\
-Manifests: `manifest` in the same directory and in the one above it.\n\
-The file is judged by itself; whether it is the one that its manifest means is for `storage scrub`.\n\
+Layers:     <data-dir>/pageserver/tenants/<project id>/<timeline>/<number>.layer\n\
+Manifests:  `manifest` beside them, and in the directory above.\n\n\
+The file is judged by itself; whether it is what its manifest means is for `storage scrub`.\n\
 Blocks of a layer whose index is damaged are searched for.\n\n\
-Exit codes: 0 nothing is wrong with it, 1 something is: what can be read is printed all the same.")]
+Exit codes: 0 nothing is wrong with it, 1 something is; what can be read is printed all the same.")]
     Inspect {
         file: PathBuf,
         /// Print every value of a layer: key, LSN, length.
@@ -48,14 +48,14 @@ Exit codes: 0 nothing is wrong with it, 1 something is: what can be read is prin
     },
     /// Show where the disk went: by branch, what only it needs, what it shares, and who pins history.
     #[command(after_help = "\
-unique    on disk because of this branch alone: its own pages, its log, the files of its compute,\n\
-          and versions in its parent that nobody else can ask for any more\n\
-shared    pages of its ancestors that it can read\n\
-history   its own pages' older versions, for the window and for branches; listed below the table\n\
-freed     what deleting it gives back: its own files at once, versions in its parent once the\n\
-          parent's layers are merged. A branch with branches cannot be deleted\n\n\
-Nothing is estimated: merges are tried without writing them, so this reads all layer files. Versions that\n\
-are not on disk yet (up to a minute of changes) do not count.")]
+unique   on disk because of this branch alone: its pages, its log, the files of its compute,\n         \
+and versions in its parent that nobody else can ask for any more\n\
+shared   pages of its ancestors that it can read\n\
+history  older versions of its own pages, for the window and for branches\n\
+freed    what deleting it gives back: its own files at once, versions in its parent once\n         \
+the parent's layers are merged. A branch with branches cannot be deleted\n\n\
+Nothing is estimated: merges are tried without being written, so this reads all layers.\n\
+Changes that are not in files yet (up to a minute's) do not count.")]
     Size {
         /// The project.
         #[arg(default_value = DEFAULT_PROJECT)]

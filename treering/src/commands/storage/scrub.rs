@@ -175,13 +175,16 @@ fn text(scrubbed: &Scrubbed) -> String {
         lines.push(format!("left over  {}: {}", leftover.path.display(), leftover.what));
     }
     let verdict = if scrubbed.clean { "nothing is damaged" } else { "damaged, see above" };
-    lines.push(format!(
-        "{} branches, {} layers of {}, {} blocks, {} values: {verdict}",
-        scrubbed.branches,
-        scrubbed.layers,
-        people(scrubbed.layer_bytes),
-        scrubbed.blocks,
-        scrubbed.values,
-    ));
+    let read = [
+        count(scrubbed.branches as u64, "branch", "branches"),
+        count(scrubbed.layers as u64, "layer", "layers") + " of " + &people(scrubbed.layer_bytes),
+        count(scrubbed.blocks as u64, "block", "blocks"),
+        count(scrubbed.values, "value", "values"),
+    ];
+    lines.push(format!("{}: {verdict}", read.join(", ")));
     lines.join("\n")
+}
+
+fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
 }
