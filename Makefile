@@ -1,5 +1,5 @@
 # The front door. Each target first makes sure of what it needs.
-.PHONY: help demo test test-all verify-redo bench fuzz fuzz-smoke build prerequisites postgres-17 clean
+.PHONY: help demo test test-all test-long test-real verify-redo bench fuzz fuzz-smoke build prerequisites postgres-17 clean
 .DEFAULT_GOAL := help
 
 PG_BIN ?= /usr/lib/postgresql/15/bin
@@ -29,6 +29,22 @@ test-all: test ## The same, then lazy pages under 16, 18 and Postgres's own suit
 	done
 	cargo test -p treering-compute-proxy -p treering-pages -p treering-tests --lib --test preload --test lazy -- --ignored
 	target/release/regression_lazy
+
+MODEL_CASES ?= 10000
+SIMULATOR_TIMES ?= 10
+
+test-long: prerequisites ## The random tests at length: MODEL_CASES lives of the engine, SIMULATOR_TIMES the usual lives of the quorum
+	TREERING_MODEL_CASES=$(MODEL_CASES) cargo test -p treering-engine --test model -- --nocapture
+	cargo test -p treering-engine --test crash --test bit_flips --test size
+	SIMULATOR_TIMES=$(SIMULATOR_TIMES) cargo test -p treering-consensus --test simulator -- --nocapture
+
+MINUTES ?= 30
+SCALE ?= 100
+BRANCHES ?= 200
+
+test-real: prerequisites ## pgbench for MINUTES at SCALE while BRANCHES come and go; amcheck, scrub, space
+	$(RELEASE)
+	target/release/real_data $(MINUTES) $(SCALE) $(BRANCHES)
 
 verify-redo: prerequisites postgres-17 ## Redo judged by Postgres: workloads on 15 and 17, the regression suite of 15; docs/redo.md
 	scripts/regression-source

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use redb::{Database, ReadableTable, TableDefinition};
+use redb::{Database, ReadableTable, StorageBackend, TableDefinition, backends::InMemoryBackend};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::model::{Branch, Project};
@@ -28,6 +28,10 @@ impl Store {
     /// A file of a newer format, a file another process holds, corruption.
     pub fn open(path: &Path) -> anyhow::Result<Store> {
         let db = Database::create(path).with_context(|| format!("open {}", path.display()))?;
+        Store::with(db, path)
+    }
+
+    fn with(db: Database, path: &Path) -> anyhow::Result<Store> {
         let write = db.begin_write()?;
         {
             let mut meta = write.open_table(META)?;
@@ -45,6 +49,21 @@ impl Store {
         }
         write.commit()?;
         Ok(Store { db })
+    }
+
+    /// The store at `path` as it was when it was last written, read into memory: the file is not touched. Nothing may have it open.
+    ///
+    /// # Errors
+    /// A file that cannot be read, of a newer format, corruption.
+    pub fn read_only(path: &Path) -> anyhow::Result<Store> {
+        let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        let backend = InMemoryBackend::new();
+        backend.set_len(bytes.len() as u64)?;
+        backend.write(0, &bytes)?;
+        let db = Database::builder()
+            .create_with_backend(backend)
+            .with_context(|| format!("open {}", path.display()))?;
+        Store::with(db, path)
     }
 
     pub fn project(&self, id: &str) -> anyhow::Result<Option<Project>> {

@@ -11,6 +11,7 @@ pub mod lazy;
 pub mod ledger;
 pub mod pages;
 pub mod processes;
+pub mod storage;
 pub mod verify;
 
 use std::{

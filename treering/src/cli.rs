@@ -104,6 +104,9 @@ pub enum Command {
         #[arg(long, env = "TREERING_PG_BIN_DIR")]
         pg_bin_dir: Option<PathBuf>,
     },
+    /// Check, look into and measure the page store's files.
+    #[command(subcommand)]
+    Storage(commands::storage::StorageCommand),
     /// One service alone (what `up` runs).
     #[command(subcommand, hide = true)]
     Service(service::ServiceCommand),
@@ -174,6 +177,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Logs { branch, follow } => commands::logs::run(&place, branch, follow),
         Command::Demo(arguments) => commands::demo::run(arguments),
         Command::Doctor { pg_bin_dir } => commands::doctor::run(&place, pg_bin_dir.as_deref()),
+        Command::Storage(command) => commands::storage::run(&place, command),
         Command::Service(command) => service::run(command),
     }
 }

@@ -70,6 +70,20 @@ impl DataDir {
         }
     }
 
+    /// True while a `treering up` owns the directory, also one that is starting or stopping.
+    ///
+    /// # Errors
+    /// A directory that holds no Treering data, or data of a newer format.
+    pub fn is_in_use(&self) -> anyhow::Result<bool> {
+        self.check_format()?;
+        if !self.file("format").exists() {
+            bail!("{} holds no Treering data", self.0.display());
+        }
+        let lock = File::open(self.file("lock"));
+        let lock = lock.with_context(|| format!("open {}/lock", self.0.display()))?;
+        Ok(flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
+    }
+
     /// Creates the directory with all it needs and locks it for this process, for as long as the answer lives.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ mod bulk_load;
 mod cold_pages;
 mod cold_start;
 mod getpage;
+mod layer_format;
 mod pgbench;
 mod redo_chain;
 mod replay;
@@ -55,6 +56,11 @@ pub const SCENARIOS: &[(&str, &str, Scenario)] = &[
         "getpage",
         "one page over the wire after TPC-B, nothing compacted, one client (us)",
         Alone(getpage::run),
+    ),
+    (
+        "layer-format",
+        "zstd levels and block sizes on real layers: size (%), write (ms/MB), read (us), on the core",
+        Alone(layer_format::run),
     ),
     (
         "redo-short",

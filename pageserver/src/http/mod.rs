@@ -48,6 +48,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/tenant", get(tenant::list).post(tenant::create))
         .route("/v1/tenant/{tenant}", get(tenant::detail).delete(tenant::delete))
+        .route("/v1/tenant/{tenant}/size", get(tenant::size))
         .route("/v1/tenant/{tenant}/timeline", get(timeline::list).post(timeline::create))
         .route(
             "/v1/tenant/{tenant}/timeline/{timeline}",

@@ -2,6 +2,7 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use serde::Deserialize;
+use treering_engine::TimelineSize;
 use treering_pgfmt::version::PgMajor;
 use treering_types::TenantId;
 
@@ -42,6 +43,15 @@ pub(super) async fn detail(
     TenantPath(id): TenantPath,
 ) -> Result<Json<TenantView>, Problem> {
     Ok(Json(service.engine.tenant(id)?.info().into()))
+}
+
+/// Where the bytes of each timeline go, and who pins them. Reads all layer files of the tenant, some of them several times.
+pub(super) async fn size(
+    State(service): Shared,
+    TenantPath(id): TenantPath,
+) -> Result<Json<Vec<TimelineSize>>, Problem> {
+    let tenant = service.engine.tenant(id)?;
+    Ok(Json(service.blocking(move || tenant.sizes()).await?))
 }
 
 pub(super) async fn delete(

@@ -42,6 +42,12 @@ impl RetainedSet {
             || self.branches.range(from..).next().is_some_and(|(at, _)| *at == lsn)
     }
 
+    /// True when nothing but one branch retains `lsn`.
+    pub(crate) fn is_single(&self, lsn: Lsn) -> bool {
+        let branches = self.branches.iter().filter(|(at, _)| *at == lsn).count();
+        branches == 1 && !self.leases.contains(&lsn) && !self.inherited.contains(&lsn)
+    }
+
     /// `child` forks at `lsn`.
     pub(crate) fn add_branch(&mut self, lsn: Lsn, child: TimelineId) {
         self.branches.insert((lsn, child));

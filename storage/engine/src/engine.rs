@@ -21,7 +21,6 @@ use crate::{
     background, compact,
     context::{Context, TrafficInfo},
     error::{EngineError, Result},
-    manifest::{MANIFEST_FILE, TenantManifest, invariants, store},
     options::EngineOptions,
     recover,
     tenant::{NewTenant, Tenant},
@@ -187,18 +186,11 @@ fn open_tenant(
     directory: &Path,
     id: TenantId,
 ) -> Result<Option<Arc<Tenant>>> {
-    let fs = context.fs.as_ref();
-    let corrupt = |what: &str| EngineError::corrupt(directory.join(MANIFEST_FILE), 0, what);
-    let Some(manifest) = store::load::<TenantManifest>(fs, directory)? else {
-        if recover::is_unfinished_tenant(fs, directory)? {
-            recover::remove_directory(fs, directory)?;
-            return Ok(None);
+    match recover::judge_tenant(context.fs.as_ref(), directory, id)? {
+        Some(manifest) => Tenant::open(context, directory, manifest).map(Some),
+        None => {
+            recover::remove_directory(context.fs.as_ref(), directory)?;
+            Ok(None)
         }
-        return Err(corrupt("the tenant's manifest is missing"));
-    };
-    if manifest.tenant != id {
-        return Err(corrupt("the manifest belongs to another tenant"));
     }
-    invariants::tenant(&manifest).map_err(corrupt)?;
-    Tenant::open(context, directory, manifest).map(Some)
 }

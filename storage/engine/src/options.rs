@@ -22,7 +22,7 @@ pub struct EngineOptions {
     pub chain_max: usize,
     /// The same bound for the open layer, where an image costs memory instead of disk.
     pub open_chain_max: usize,
-    /// Target size of a layer block before compression.
+    /// Target size of a layer block before compression; measured: `docs/decisions/0007-layer-blocks.md`.
     pub block_bytes: usize,
     /// Runs of similar size that a merge waits for. Fewer: fewer layers to read, more bytes written.
     pub fan_in: usize,

@@ -6,16 +6,40 @@
 use std::{collections::BTreeSet, path::Path};
 
 use treering_fs::FileSystem;
-use treering_types::TimelineId;
+use treering_types::{TenantId, TimelineId};
 
 use crate::{
     error::{EngineError, Result},
     layer::LAYER_SUFFIX,
-    manifest::{MANIFEST_FILE, TimelineManifest, invariants, store},
+    manifest::{MANIFEST_FILE, TenantManifest, TimelineManifest, invariants, store},
 };
 
 /// Suffix of a tenant's directory once the tenant is deleted.
 pub(crate) const DELETED_SUFFIX: &str = ".deleted";
+
+/// The manifest of a tenant; `None` when the tenant's creation was cut short. Changes nothing.
+///
+/// # Errors
+/// Corrupt when it cannot be read, breaks an invariant, or is missing beside other files.
+pub(crate) fn judge_tenant(
+    fs: &dyn FileSystem,
+    directory: &Path,
+    id: TenantId,
+) -> Result<Option<TenantManifest>> {
+    let corrupt = |what: &str| EngineError::corrupt(directory.join(MANIFEST_FILE), 0, what);
+    let Some(manifest) = store::load::<TenantManifest>(fs, directory)? else {
+        let is_unfinished = list(fs, directory)?.iter().all(|name| name.ends_with(".tmp"));
+        return match is_unfinished {
+            true => Ok(None),
+            false => Err(corrupt("the tenant's manifest is missing")),
+        };
+    };
+    if manifest.tenant != id {
+        return Err(corrupt("the manifest belongs to another tenant"));
+    }
+    invariants::tenant(&manifest).map_err(corrupt)?;
+    Ok(Some(manifest))
+}
 
 /// The manifest of a timeline, its directory rid of files that no manifest names. `empty`: its state if never flushed.
 ///
@@ -27,14 +51,34 @@ pub(crate) fn timeline_manifest(
     empty: TimelineManifest,
     flushed: bool,
 ) -> Result<TimelineManifest> {
+    match judge_timeline(fs, directory, &empty, flushed)? {
+        Some(manifest) => {
+            remove_unnamed_files(fs, directory, &manifest)?;
+            Ok(manifest)
+        }
+        None => {
+            remove_directory(fs, directory)?;
+            Ok(empty)
+        }
+    }
+}
+
+/// The manifest of a timeline; `None` when the timeline is empty, and whatever is in its directory is of an earlier life or an
+/// unfinished flush. Changes nothing.
+///
+/// # Errors
+/// As [`timeline_manifest`].
+pub(crate) fn judge_timeline(
+    fs: &dyn FileSystem,
+    directory: &Path,
+    empty: &TimelineManifest,
+    flushed: bool,
+) -> Result<Option<TimelineManifest>> {
     let corrupt = |what: &str| EngineError::corrupt(directory.join(MANIFEST_FILE), 0, what);
     let manifest = match store::load::<TimelineManifest>(fs, directory)? {
         Some(manifest) => manifest,
         None if flushed => return Err(corrupt("the timeline's manifest is missing")),
-        None => {
-            remove_directory(fs, directory)?;
-            return Ok(empty);
-        }
+        None => return Ok(None),
     };
     if (manifest.tenant, manifest.timeline) != (empty.tenant, empty.timeline) {
         return Err(corrupt("the manifest belongs to another timeline"));
@@ -44,15 +88,28 @@ pub(crate) fn timeline_manifest(
             return Err(corrupt("the manifest belongs to another life of the timeline"));
         }
         // Left over from a deleted timeline of the same id.
-        remove_directory(fs, directory)?;
-        return Ok(empty);
+        return Ok(None);
     }
     invariants::timeline(&manifest).map_err(corrupt)?;
     if manifest.disk_consistent_lsn < empty.disk_consistent_lsn {
         return Err(corrupt("disk_consistent_lsn lies before the timeline's start"));
     }
-    remove_unnamed_files(fs, directory, &manifest)?;
-    Ok(manifest)
+    Ok(Some(manifest))
+}
+
+/// Names in a timeline's directory that are of our making and that its manifest does not name.
+pub(crate) fn unnamed_files(
+    fs: &dyn FileSystem,
+    directory: &Path,
+    manifest: &TimelineManifest,
+) -> Result<Vec<String>> {
+    let named: BTreeSet<String> = manifest.layers().map(|layer| layer.file_name()).collect();
+    let mut names = list(fs, directory)?;
+    names.retain(|name| {
+        let ours = name.ends_with(LAYER_SUFFIX) || name.ends_with(".tmp");
+        ours && !named.contains(name)
+    });
+    Ok(names)
 }
 
 fn remove_unnamed_files(
@@ -60,14 +117,10 @@ fn remove_unnamed_files(
     directory: &Path,
     manifest: &TimelineManifest,
 ) -> Result<()> {
-    let named: BTreeSet<String> = manifest.layers().map(|layer| layer.file_name()).collect();
-    for name in list(fs, directory)? {
-        let ours = name.ends_with(LAYER_SUFFIX) || name.ends_with(".tmp");
-        if ours && !named.contains(&name) {
-            let path = directory.join(&name);
-            tracing::info!(path = %path.display(), "removing a file that no manifest names");
-            fs.remove_file(&path).map_err(|error| EngineError::io("removing", path, error))?;
-        }
+    for name in unnamed_files(fs, directory, manifest)? {
+        let path = directory.join(&name);
+        tracing::info!(path = %path.display(), "removing a file that no manifest names");
+        fs.remove_file(&path).map_err(|error| EngineError::io("removing", path, error))?;
     }
     Ok(())
 }
@@ -86,11 +139,6 @@ pub(crate) fn remove_unknown_timelines(
         }
     }
     Ok(())
-}
-
-/// True when a directory holds nothing but what the creation of a tenant leaves when it is cut short.
-pub(crate) fn is_unfinished_tenant(fs: &dyn FileSystem, directory: &Path) -> Result<bool> {
-    Ok(list(fs, directory)?.iter().all(|name| name.ends_with(".tmp")))
 }
 
 /// Removes a directory, if it is there, durably.

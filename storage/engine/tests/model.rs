@@ -3,8 +3,11 @@
 
 mod support;
 
+use std::path::Path;
+
 use proptest::prelude::*;
 use support::*;
+use treering_engine::scrub_directory;
 use treering_fs::CrashFs;
 use treering_types::{ErrorKind, Lsn, RelTag};
 
@@ -230,5 +233,8 @@ proptest! {
         world.check_all(6);
         let report = world.engine().scrub();
         prop_assert!(report.findings.is_empty(), "{:?}", report.findings);
+        let files = scrub_directory(&world.fs, Path::new("/engine"), false).unwrap();
+        prop_assert!(files.findings.is_empty() && files.leftovers.is_empty(), "{files:?}");
+        prop_assert_eq!((files.layers, files.values), (report.layers, report.values));
     }
 }

@@ -4,6 +4,7 @@
 //! - [`RealFs`]: the operating system.
 //! - [`CrashFs`]: a live and a durable image in memory; after a crash only what was synced is sure to be there.
 //! - [`FaultyFs`]: wraps another file system and refuses chosen calls (disk full, failed fsync).
+//! - [`DryFs`]: reads another file system and changes nothing.
 //!
 //! Durability contract, the same for all three: bytes written to a file are durable after its
 //! [`File::sync_data`]; a name that was created, renamed or removed is durable after
@@ -12,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod crash;
+mod dry;
 mod faulty;
 mod real;
 mod sparse;
@@ -23,6 +25,7 @@ use std::{
 };
 
 pub use crash::CrashFs;
+pub use dry::DryFs;
 pub use faulty::{Call, FaultyFs};
 pub use real::RealFs;
 

@@ -6,3 +6,4 @@ pub mod demo;
 pub mod doctor;
 pub mod logs;
 pub mod status;
+pub mod storage;

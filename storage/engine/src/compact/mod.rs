@@ -49,7 +49,9 @@ mod points;
 mod run;
 mod sieve;
 pub(crate) mod thread;
+mod weigh;
 
+pub(crate) use points::Points;
 pub use run::Compacted;
 
 #[cfg(test)]

@@ -19,6 +19,11 @@ impl Points {
         Points { cut_off, below }
     }
 
+    /// These and `lsns`.
+    pub fn and(&self, lsns: impl IntoIterator<Item = Lsn>) -> Points {
+        Points::new(self.cut_off, self.below.iter().copied().chain(lsns))
+    }
+
     pub fn cut_off(&self) -> Lsn {
         self.cut_off
     }

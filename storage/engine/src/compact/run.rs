@@ -117,7 +117,7 @@ impl Timeline {
         Ok(done)
     }
 
-    fn check_may_merge(&self) -> Result<()> {
+    pub(super) fn check_may_merge(&self) -> Result<()> {
         if self.context.is_stopping() {
             return Err(EngineError::Shutdown);
         }

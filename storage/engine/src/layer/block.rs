@@ -14,6 +14,7 @@ use crate::binary::{Malformed, Put, Reader};
 /// Bytes of an entry before its value: key, LSN, flags, chain, value length.
 pub(crate) const ENTRY_HEADER: usize = KEY_SIZE + 8 + 1 + 2 + 4;
 const FLAG_BASE: u8 = 1;
+/// Measured: `docs/decisions/0007-layer-blocks.md`.
 const ZSTD_LEVEL: i32 = 1;
 /// Bytes of the crc32 behind every section of a file.
 pub(crate) const CRC_SIZE: usize = 4;

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     cache::Caches,
     error::{EngineError, Result},
+    scrub::Span,
     value::Direction,
 };
 
@@ -76,6 +77,20 @@ impl LayerFile {
     pub fn stored_len(&self, number: usize) -> u64 {
         let blocks = self.contents.as_ref().map(|contents| &contents.index.blocks);
         blocks.ok().and_then(|blocks| blocks.get(number)).map_or(0, |block| block.stored_len.into())
+    }
+
+    /// The smallest and largest key that block `number` may hold, and the lowest LSN of the file: what its loss would cost.
+    pub fn block_span(&self, number: usize) -> Option<Span> {
+        let blocks = &self.contents.as_ref().ok()?.index.blocks;
+        let first = blocks.get(number)?.first.0;
+        let last = blocks.get(number + 1).map_or(self.desc.key_last, |next| next.first.0);
+        Some(Span { keys: (first, last), from: self.desc.lsns.start })
+    }
+
+    /// What the bloom filter says of a key; a file that cannot be read says yes.
+    pub fn may_hold_key(&self, key: &Key) -> bool {
+        let contents = self.contents.as_ref();
+        contents.map_or(true, |contents| contents.bloom.may_contain(bloom::hash(key)))
     }
 
     /// The block with the newest value of `key` at or below `upto`, if the key may be here at all. No I/O; a broken

@@ -56,7 +56,11 @@ pub fn new_tenant() -> NewTenant {
 }
 
 pub fn open(fs: &(impl FileSystem + Clone)) -> Result<Arc<Engine>> {
-    Engine::open(Arc::new(fs.clone()), Path::new("/engine"), tiny_options())
+    open_with(fs, tiny_options())
+}
+
+pub fn open_with(fs: &(impl FileSystem + Clone), options: EngineOptions) -> Result<Arc<Engine>> {
+    Engine::open(Arc::new(fs.clone()), Path::new("/engine"), options)
 }
 
 pub fn timeline_id(number: u8) -> TimelineId {
@@ -173,7 +177,12 @@ pub struct World<F> {
 impl<F: FileSystem + Clone> World<F> {
     /// A tenant with an imported, empty root, all acknowledged.
     pub fn begin(fs: F) -> Result<World<F>> {
-        let engine = open(&fs)?;
+        World::begin_with(fs, tiny_options())
+    }
+
+    /// The same with other options, until it is opened again.
+    pub fn begin_with(fs: F, options: EngineOptions) -> Result<World<F>> {
+        let engine = open_with(&fs, options)?;
         let mut world = World { fs, engine: Some(engine), timelines: Vec::new() };
         world.engine().create_tenant(new_tenant())?;
         world.import_root()?;
