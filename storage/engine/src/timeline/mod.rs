@@ -31,6 +31,7 @@ use crate::{
     layer_map::{LayerMap, LayerSet, Run},
     manifest::{TimelineEntry, TimelineManifest},
     progress::Progress,
+    read::ancestry::{Group, Lineages},
     tenant::Tenant,
 };
 use write::TipMetas;
@@ -108,6 +109,10 @@ pub struct Timeline {
     ancestor: Option<(Arc<Timeline>, Lsn)>,
     /// Names its pages in the cache.
     serial: u64,
+    /// The tenant's.
+    lineages: Arc<Lineages>,
+    /// Of the 64 timelines that end with this one, if a branch below needed it.
+    group: Mutex<Option<Arc<Group>>>,
     pub(crate) directory: PathBuf,
     layers: ArcSwap<LayerSet>,
     /// Held while `layers` is replaced.
@@ -139,6 +144,7 @@ pub(crate) struct Origin {
     pub identity: TimelineIdentity,
     pub ancestor: Option<(Arc<Timeline>, Lsn)>,
     pub tenant: Weak<Tenant>,
+    pub lineages: Arc<Lineages>,
     pub directory: PathBuf,
 }
 
@@ -150,7 +156,7 @@ impl Timeline {
         manifest: TimelineManifest,
         phase: Phase,
     ) -> Arc<Timeline> {
-        let Origin { identity, ancestor, tenant, directory } = origin;
+        let Origin { identity, ancestor, tenant, lineages, directory } = origin;
         let files = open_files(context, &directory, &manifest);
         let open = OpenLayer::new(Arc::clone(&context.open_bytes));
         let cut_off = manifest.cut_off.max(identity.start_lsn);
@@ -160,6 +166,8 @@ impl Timeline {
             tenant,
             ancestor,
             serial: context.next_serial(),
+            lineages,
+            group: Mutex::default(),
             directory,
             layers: ArcSwap::from_pointee(LayerSet::of_files(files, open)),
             layers_change: Mutex::new(()),
@@ -181,6 +189,11 @@ impl Timeline {
 
     pub fn id(&self) -> TimelineId {
         self.identity.timeline
+    }
+
+    /// Names it in the caches.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// What never changes about it.
@@ -262,9 +275,15 @@ impl Timeline {
 
     /// Replaces the layers.
     pub(crate) fn change_layers(&self, change: impl FnOnce(&LayerSet) -> LayerSet) {
-        let _changing = self.layers_change.lock();
-        let next = change(&self.layers.load());
-        self.layers.store(Arc::new(next));
+        {
+            let _changing = self.layers_change.lock();
+            let next = change(&self.layers.load());
+            self.layers.store(Arc::new(next));
+        }
+        // Only now: whoever looks at the ancestors after this finds the new ones.
+        if self.retained.lock().branches().next().is_some() {
+            self.lineages.forget();
+        }
     }
 
     /// Takes a number for a layer file.
