@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Weak,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -129,6 +129,10 @@ pub struct Timeline {
     pub(crate) manifest: Mutex<TimelineManifest>,
     /// Number of the next layer file. Flushes and merges take numbers as they begin, and may give them up.
     pub(crate) layer_numbers: AtomicU64,
+    /// The cut-off at which compaction last looked for copied relations without pages of their own.
+    pub(crate) copies_looked_at: AtomicU64,
+    /// They cannot be given any, until the engine is opened again.
+    pub(crate) copies_stay: AtomicBool,
     /// Why the last flush failed, while it may succeed later.
     pub(crate) flush_problem: Mutex<Option<EngineError>>,
     /// Why the last merge failed, while it may succeed later.
@@ -181,6 +185,8 @@ impl Timeline {
             cut_off: AtomicU64::new(cut_off.0),
             tip_metas: Mutex::default(),
             manifest: Mutex::new(manifest),
+            copies_looked_at: AtomicU64::new(0),
+            copies_stay: AtomicBool::new(false),
             flush_problem: Mutex::new(None),
             merge_problem: Mutex::new(None),
             traffic: Traffic::default(),
