@@ -2,13 +2,19 @@
 //! computes have them), compaction at rest. Engine time: one thread calls the engine, no wire. The engine has its default caches;
 //! its files are in the kernel's.
 //!
+//! The scan is the largest relation from its beginning, by one caller, and by as many as there are cores, each with a part of its own.
+//!
 //! `layers` is how many layers a page was read out of, of the same reads.
 
-use std::time::Instant;
+use std::{
+    thread::{available_parallelism, scope},
+    time::Instant,
+};
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use treering_bench::{
+    cpu::thread_time,
     log::control_file,
     memory::PeakMemory,
     source::{Written, loaded, place, write_log},
@@ -44,7 +50,7 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
     let bytes: u64 = relations.iter().map(|(_, blocks)| u64::from(*blocks) * 8192).sum();
     let label = format!("{:.1} GB, {} runs", bytes as f64 / 1e9, store.timeline.info().runs);
     let mut reports = random(&store, &relations, reads, &label)?;
-    reports.push(scan(&store, &relations, reads, &label)?);
+    reports.extend(scan(&store, &relations, reads, &label)?);
     let mut peak = Spread::default();
     peak.push(memory.bytes() as f64 / f64::from(1 << 20));
     reports.push(memory_report("getpage-random", label, &peak, limit));
@@ -122,30 +128,62 @@ fn random(
     ])
 }
 
-/// The largest relation from its first block on, in batches.
+/// The largest relation in batches: by one caller, and by one for each core.
 fn scan(
     store: &Store,
     relations: &[(RelTag, u32)],
     pages: usize,
     label: &str,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<Vec<Report>> {
     let largest = relations.iter().max_by_key(|(_, blocks)| *blocks);
     let (rel, blocks) = *largest.ok_or_else(|| anyhow::anyhow!("no relation"))?;
-    let (timeline, lsn) = (&store.timeline, store.timeline.last_record_lsn());
-    let blocks = (blocks as usize).min(pages * 2) / BATCH * BATCH;
-    let mut speed = Spread::default();
-    for _ in 0..3 {
+    let cores = available_parallelism()?.get();
+    let batches = (blocks as usize).min(pages * 2) / BATCH / cores;
+    let part = &|number: usize| scan_part(store, rel, number * batches * BATCH, batches);
+    // Once for the kernel's cache.
+    (0..cores).try_for_each(|number| part(number).map(|_| ()))?;
+    let (mut alone, mut on_core, mut together) =
+        (Spread::default(), Spread::default(), Spread::default());
+    let count = (batches * BATCH) as f64;
+    for _ in 0..5 {
         let began = Instant::now();
-        for first in (0..blocks).step_by(BATCH) {
-            let keys: Vec<Key> =
-                (first..first + BATCH).map(|block| Key::rel_block(rel, block as u32)).collect();
-            for page in timeline.get_pages(&keys, lsn) {
-                ensure!(page?.len() == 8192, "a page has 8 KiB");
-            }
-        }
-        speed.push(blocks as f64 / began.elapsed().as_secs_f64());
+        on_core.push(count / part(0)?);
+        alone.push(count / began.elapsed().as_secs_f64());
+        let began = Instant::now();
+        scope(|scope| {
+            let callers: Vec<_> = (0..cores).map(|n| scope.spawn(move || part(n))).collect();
+            callers.into_iter().try_for_each(|caller| match caller.join() {
+                Ok(scanned) => scanned.map(|_| ()),
+                Err(_) => bail!("a caller panicked"),
+            })
+        })?;
+        together.push(count * cores as f64 / began.elapsed().as_secs_f64());
     }
-    let label = format!("{label}, batches of {BATCH}, one caller");
-    let report = Report::figure("getpage-scan", label, "pages/s", &speed);
-    Ok(Report { bar: Some(Bar::AtLeast(SCAN_PAGES_PER_SECOND)), ..report })
+    let figure = |callers: &str, spread| {
+        let label = format!("{label}, batches of {BATCH}, {callers}");
+        Report::figure("getpage-scan", label, "pages/s", spread)
+    };
+    Ok(vec![
+        figure("one caller", &alone),
+        figure("one caller, by core time", &on_core),
+        Report {
+            bar: Some(Bar::AtLeast(SCAN_PAGES_PER_SECOND)),
+            ..figure(&format!("{cores} callers"), &together)
+        },
+    ])
+}
+
+/// Reads a part of a relation; answers with the seconds that took on the caller's core.
+fn scan_part(store: &Store, rel: RelTag, first: usize, batches: usize) -> anyhow::Result<f64> {
+    let (timeline, lsn) = (&store.timeline, store.timeline.last_record_lsn());
+    let began = thread_time();
+    for batch in 0..batches {
+        let first = first + batch * BATCH;
+        let keys: Vec<Key> =
+            (first..first + BATCH).map(|block| Key::rel_block(rel, block as u32)).collect();
+        for page in timeline.get_pages(&keys, lsn) {
+            ensure!(page?.len() == 8192, "a page has 8 KiB");
+        }
+    }
+    Ok((thread_time() - began).as_secs_f64())
 }

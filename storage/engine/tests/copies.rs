@@ -63,11 +63,8 @@ fn pages(seed: u64) -> Vec<Box<[u8; PAGE_SIZE]>> {
 }
 
 fn images(pages: &[Box<[u8; PAGE_SIZE]>]) -> Vec<(Key, Value)> {
-    let image = |(block, page): (u32, &Box<[u8; PAGE_SIZE]>)| {
-        let change = PageChange::Image(page.clone().into());
-        (Key::rel_block(SOURCE, block), Value::whole(change.encode()))
-    };
-    (0..).zip(pages).map(image).collect()
+    let images = pages.iter().map(|page| PageChange::Image(page.clone().into()).encode());
+    (0..).zip(images).map(|(n, image)| (Key::rel_block(SOURCE, n), Value::whole(image))).collect()
 }
 
 /// A table, its copy, and then other contents of the table; flushed. The LSN of the copy.
