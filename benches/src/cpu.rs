@@ -31,6 +31,12 @@ impl Drop for Pinned {
     }
 }
 
+/// Time that all threads of this process have spent on cores, in the kernel too.
+pub fn process_time() -> Duration {
+    let now = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
 /// Time that the calling thread has spent on a core, in the kernel too.
 pub fn thread_time() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);

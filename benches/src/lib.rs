@@ -2,8 +2,11 @@
 
 pub mod cpu;
 pub mod log;
+pub mod memory;
 pub mod recovery;
 pub mod replay;
+pub mod source;
+pub mod store;
 
 use treering_pgfmt::{
     change::{PageChange, PartBlock, RecordPart},

@@ -30,6 +30,8 @@ pub struct Report {
 pub enum Bar {
     /// The ratio, at least.
     Ratio(f64),
+    /// The ratio, at most.
+    RatioAtMost(f64),
     /// `ours`, at least.
     AtLeast(f64),
     /// `ours`, at most.
@@ -120,6 +122,7 @@ impl Report {
         let ratio = |holds: &dyn Fn(f64) -> bool| self.ratio.is_some_and(holds);
         match bar {
             Bar::Ratio(least) => ratio(&|ratio| ratio >= least),
+            Bar::RatioAtMost(most) => ratio(&|ratio| ratio <= most),
             Bar::AtLeast(least) => self.ours >= least,
             Bar::AtMost(most) => self.ours <= most,
             Bar::AtMostAndRatio(most, most_ratio) => {
@@ -133,7 +136,7 @@ impl Bar {
     /// `bar` is what `bar_on` is compared with.
     fn describe(self, object: &mut Value) {
         let (on, bar) = match self {
-            Bar::Ratio(bar) => ("ratio", bar),
+            Bar::Ratio(bar) | Bar::RatioAtMost(bar) => ("ratio", bar),
             Bar::AtLeast(bar) | Bar::AtMost(bar) | Bar::AtMostAndRatio(bar, _) => ("ours", bar),
         };
         object["bar_on"] = on.into();
@@ -148,6 +151,7 @@ impl fmt::Display for Bar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Bar::Ratio(bar) => write!(f, "ratio >= {bar}"),
+            Bar::RatioAtMost(bar) => write!(f, "ratio <= {bar}"),
             Bar::AtLeast(bar) => write!(f, ">= {bar}"),
             Bar::AtMost(bar) => write!(f, "<= {bar}"),
             Bar::AtMostAndRatio(bar, ratio) => write!(f, "<= {bar}, ratio <= {ratio}"),

@@ -2,15 +2,20 @@
 
 mod branch_create;
 mod branch_first_sql;
+mod branch_storm;
 mod bulk_load;
 mod cold_pages;
 mod cold_start;
+mod depth;
 mod getpage;
 mod layer_format;
+mod getpage_engine;
+mod ingest;
 mod pgbench;
 mod redo_chain;
 mod replay;
 mod statement;
+mod time_to_lsn;
 mod wal_decode;
 
 use std::{
@@ -19,9 +24,14 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
+use treering_stock::Cluster;
 use treering_tests::Treering;
+use treering_types::Lsn;
 
-use crate::{report::Report, versus::Stage};
+use crate::{
+    report::{Bar, Report, Spread},
+    versus::Stage,
+};
 
 /// How much to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,6 +88,27 @@ pub const SCENARIOS: &[(&str, &str, Scenario)] = &[
         "TPC-B's WAL applied to pages in memory against stock recovery, one core (s)",
         Alone(replay::run),
     ),
+    (
+        "ingest",
+        "TPC-B's log into layer files, all durable, compaction at rest (MB/s; records/s; bytes written)",
+        Alone(ingest::run),
+    ),
+    (
+        "getpage-random",
+        "engine time of a page of a 10 GB timeline (us, layers), and getpage-scan: pages/s in batches of 128",
+        Alone(getpage_engine::run),
+    ),
+    (
+        "depth",
+        "a page at the end of 1,024 nested branches against the end of one (us)",
+        Alone(depth::run),
+    ),
+    (
+        "branch-storm",
+        "a thousand branches at the REST API (branches/s), and what they take on disk (KB)",
+        Alone(branch_storm::run),
+    ),
+    ("time-to-lsn", "a time to its LSN in a million commits (ms)", Alone(time_to_lsn::run)),
     (
         "cold-start",
         "from `treering start` of a stopped branch to its first row, at two scales (ms)",
@@ -136,6 +167,29 @@ fn halves(size: Size) -> (usize, Duration) {
         Size::Full => (5, Duration::from_secs(15)),
         Size::Smoke => (1, Duration::from_secs(1)),
     }
+}
+
+/// TPC-B on a stock cluster until there are `bytes` of new log, with a checkpoint half-way.
+fn tpcb_until(cluster: &Cluster, bytes: u64) -> anyhow::Result<()> {
+    let position = || -> anyhow::Result<Lsn> {
+        Ok(cluster.sql("SELECT pg_current_wal_insert_lsn()")?.parse()?)
+    };
+    let from = position()?;
+    for part in [bytes / 2, bytes] {
+        while position()?.bytes_since(from).unwrap_or(0) < part {
+            cluster.pgbench(&["-n", "-c", "4", "-j", "2", "-t", "2000", "postgres"])?;
+        }
+        if part < bytes {
+            cluster.sql("CHECKPOINT")?;
+        }
+    }
+    Ok(())
+}
+
+/// Peak memory in MiB, against the engine's bound.
+fn memory_report(scenario: &'static str, size: String, peak: &Spread, limit: usize) -> Report {
+    let bar = Some(Bar::AtMost(limit as f64 / f64::from(1 << 20)));
+    Report { bar, ..Report::figure(scenario, size, "MiB of memory", peak) }
 }
 
 fn histogram() -> Histogram<u64> {

@@ -9,7 +9,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use treering_engine::{
     CopyOf, Direction, EngineError, RelMeta, TimeEntry, Timeline, Value, WriteBatch,
 };
@@ -33,6 +33,9 @@ use crate::{
 
 /// A batch is written early when its values hold this much: images in WAL may be compressed many times over.
 const BATCH_BYTES_MAX: usize = 16 << 20;
+
+/// What is left of one at the end is not used; whole ones stay until the last value in them goes.
+const ARENA_BYTES: usize = 256 << 10;
 
 /// Why WAL could not be applied. Nothing of the record concerned is visible.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +89,27 @@ struct Intake {
     origins: HashMap<u16, u64>,
     batch: WriteBatch,
     batch_bytes: usize,
+    arena: Arena,
+}
+
+/// Memory for the values of page changes: they come by the hundred thousand a second, are small, and die together with the
+/// open layer that they go to. One allocation serves thousands of them.
+#[derive(Default)]
+struct Arena {
+    chunk: BytesMut,
+    scratch: Vec<u8>,
+}
+
+impl Arena {
+    fn value_of(&mut self, change: &PageChange<'_>) -> Value {
+        self.scratch.clear();
+        change.encode_into(&mut self.scratch);
+        if self.chunk.capacity() < self.scratch.len() {
+            self.chunk = BytesMut::with_capacity(ARENA_BYTES.max(self.scratch.len()));
+        }
+        self.chunk.extend_from_slice(&self.scratch);
+        Value { base: change.is_base(), bytes: self.chunk.split().freeze() }
+    }
 }
 
 impl Applier {
@@ -113,6 +137,7 @@ impl Applier {
             origins: origins(&timeline, at)?,
             batch: WriteBatch::new(at),
             batch_bytes: 0,
+            arena: Arena::default(),
             timeline,
         };
         Ok(Applier { decoder, intake })
@@ -187,7 +212,8 @@ impl Intake {
                 }
             }
             Effect::Slru { kind, page, change } => {
-                self.put(Key::slru(kind, page), lsn, value_of(&change));
+                let value = self.arena.value_of(&change);
+                self.put(Key::slru(kind, page), lsn, value);
             }
             Effect::RelCreate(rel) => self.relations.create(rel, lsn)?,
             Effect::RelTruncate { rel, blocks } => self.relations.truncate(rel, lsn, blocks)?,
@@ -249,7 +275,8 @@ impl Intake {
         if let PageChange::Unhandled { rmid, info, .. } = change {
             self.relations.note_unhandled(rel, *rmid, *info)?;
         }
-        self.put(Key::rel_block(rel, block), lsn, value_of(change));
+        let value = self.arena.value_of(change);
+        self.put(Key::rel_block(rel, block), lsn, value);
         Ok(())
     }
 
@@ -335,10 +362,6 @@ fn origins(timeline: &Timeline, at: Lsn) -> Result<HashMap<u16, u64>, EngineErro
         Some((id, u64::from_le_bytes(remote.as_ref().try_into().ok()?)))
     };
     Ok(found.into_iter().filter_map(origin).collect())
-}
-
-fn value_of(change: &PageChange<'_>) -> Value {
-    Value { base: change.is_base(), bytes: change.encode() }
 }
 
 #[cfg(test)]

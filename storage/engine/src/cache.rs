@@ -1,9 +1,12 @@
-//! The engine's two caches, shared by all timelines: materialised pages and unpacked layer blocks.
+//! The engine's caches, shared by all timelines: materialised pages, unpacked layer blocks, and for the flush the lengths of chains.
 //!
 //! Entries never go stale: a page is named by the change that made it, a block by an immutable file; serials are never
 //! reused in a process.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use quick_cache::{Weighter, sync::Cache};
 use treering_types::{Key, Lsn, PAGE_SIZE};
@@ -40,10 +43,18 @@ impl Weighter<(u64, u32), Arc<Block>> for BlockWeight {
     }
 }
 
+/// Pages whose chains are remembered, of all timelines: about 16 MiB.
+const CHAINS_MAX: usize = 1 << 18;
+/// Page reads by how many layers they had to look into: the number of the slot; the last one counts all above.
+pub const READ_LAYERS_SLOTS: usize = 33;
+
 /// See the module.
 pub(crate) struct Caches {
     pages: Cache<PageKey, SharedPage, PageWeight>,
     blocks: Cache<(u64, u32), Arc<Block>, BlockWeight>,
+    chains: Cache<(u64, Key), u16>,
+    /// Of the page reads that went through these caches.
+    read_layers: [AtomicU64; READ_LAYERS_SLOTS],
 }
 
 impl Caches {
@@ -51,7 +62,35 @@ impl Caches {
         let pages = Cache::with_weighter(page_bytes / PAGE_SIZE, page_bytes as u64, PageWeight);
         let blocks =
             Cache::with_weighter(block_bytes / (48 << 10), block_bytes as u64, BlockWeight);
-        Caches { pages, blocks }
+        let chains = Cache::new(CHAINS_MAX);
+        Caches {
+            pages,
+            blocks,
+            chains,
+            read_layers: [const { AtomicU64::new(0) }; READ_LAYERS_SLOTS],
+        }
+    }
+
+    /// How long the chain of a page was at its last flush, if that is remembered.
+    pub fn chain(&self, timeline: u64, key: Key) -> Option<u16> {
+        self.chains.get(&(timeline, key))
+    }
+
+    pub fn put_chain(&self, timeline: u64, key: Key, chain: u16) {
+        self.chains.insert((timeline, key), chain);
+    }
+
+    /// A page was read out of so many layers.
+    pub fn count_read(&self, layers: usize) {
+        if let Some(slot) = self.read_layers.get(layers.min(READ_LAYERS_SLOTS - 1)) {
+            slot.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub fn reads_by_layers(&self) -> [u64; READ_LAYERS_SLOTS] {
+        std::array::from_fn(|slot| {
+            self.read_layers.get(slot).map_or(0, |count| count.load(Ordering::Relaxed))
+        })
     }
 
     pub fn page(&self, key: &PageKey) -> Option<SharedPage> {

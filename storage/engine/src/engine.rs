@@ -18,7 +18,9 @@ use treering_fs::{FileSystem, create_dir_durably};
 use treering_types::{TenantId, TimelineId};
 
 use crate::{
-    background, compact,
+    background,
+    cache::READ_LAYERS_SLOTS,
+    compact,
     context::{Context, TrafficInfo},
     error::{EngineError, Result},
     options::EngineOptions,
@@ -145,6 +147,12 @@ impl Engine {
     /// What flushes and merges have read and written, of all timelines.
     pub fn traffic(&self) -> TrafficInfo {
         self.context.traffic.now()
+    }
+
+    /// Page reads since the engine was opened, by how many layers each had to look into, ancestors' included: files whose filters let it
+    /// pass, and layers in memory that held changes of the page.
+    pub fn reads_by_layers(&self) -> [u64; READ_LAYERS_SLOTS] {
+        self.context.caches.reads_by_layers()
     }
 
     pub(crate) fn context(&self) -> &Context {

@@ -26,6 +26,9 @@ use crate::{
     timeline::{Phase, Timeline, is_page},
 };
 
+/// Changes of a page in one flush that are worth a look at its older ones: this share of the bound on chains.
+const WORTH_A_LOOK: usize = 8;
+
 impl Timeline {
     /// Makes everything written so far durable: on return `disk_consistent_lsn` is at least what `last_record_lsn` was.
     ///
@@ -204,12 +207,22 @@ impl Timeline {
             let stored_chain = u16::try_from(chain).unwrap_or(u16::MAX);
             entries.push(Entry { key, lsn, base, chain: stored_chain, bytes });
         }
+        if images && let Some(last) = entries.last() {
+            self.context.caches.put_chain(self.serial(), key, last.chain);
+        }
         entries
     }
 
-    /// The length of the chain that older layers hold of `key`.
+    /// The length of the chain that older layers hold of `key`: as remembered from its last flush, or looked up. To look up is to
+    /// unpack a block, which a few changes are not worth: half the bound is assumed for them.
     fn chain_before(&self, key: Key, values: &[Stored], chain_max: usize) -> usize {
         let Some(first) = values.first().filter(|value| !value.base) else { return 0 };
+        if let Some(known) = self.context.caches.chain(self.serial(), key) {
+            return known.into();
+        }
+        if values.len() < chain_max / WORTH_A_LOOK {
+            return chain_max / 2;
+        }
         let below = Lsn(first.lsn.0.saturating_sub(1));
         let length = self
             .view_unchecked(below)

@@ -44,6 +44,7 @@ pub mod unhandled;
 mod value;
 
 pub use branch::RetainedSet;
+pub use cache::READ_LAYERS_SLOTS;
 pub use compact::Compacted;
 pub use context::TrafficInfo;
 pub use engine::Engine;

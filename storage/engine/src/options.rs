@@ -48,6 +48,17 @@ pub struct EngineOptions {
     pub background: bool,
 }
 
+impl EngineOptions {
+    /// Memory that all of these bounds together allow: open layers, caches and one merge. Filters and indexes of layer files
+    /// (about a five-hundredth of their bytes) come on top.
+    pub const fn memory_bytes_max(&self) -> usize {
+        self.open_bytes_total_max
+            + self.page_cache_bytes
+            + self.block_cache_bytes
+            + self.merge_bytes_max
+    }
+}
+
 impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {

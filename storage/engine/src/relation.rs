@@ -10,6 +10,8 @@ use crate::binary::{Malformed, Put, Reader};
 /// Version byte of the encoding.
 const VERSION: u8 = 1;
 const HAS_COPY: u8 = 1;
+const COPIED_OUT: u8 = 2;
+const HAS_COPIED_BLOCKS: u8 = 4;
 
 /// One relation fork at one LSN. A dropped one has a tombstone at its key instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +23,10 @@ pub struct RelMeta {
     pub cuts: Vec<(Lsn, u32)>,
     /// Pages without a value above `copy_of.lsn` are those of another relation (CREATE DATABASE STRATEGY FILE_COPY).
     pub copy_of: Option<CopyOf>,
+    /// How many blocks were copied: later ones never were the source's. Not known of copies that an early version took.
+    pub copied_blocks: Option<u32>,
+    /// Compaction has written the copied pages out, as values at `copy_of.lsn`: the source is not needed.
+    pub copied_out: bool,
 }
 
 /// Where the pages of a copied relation come from: the same relation and fork in another database directory.
@@ -42,7 +48,8 @@ impl CopyOf {
 impl RelMeta {
     /// A fork that a record ending at `lsn` created, empty: page values at or before `lsn` are not its own.
     pub fn created(lsn: Lsn) -> RelMeta {
-        RelMeta { blocks: 0, cuts: vec![(lsn, 0)], copy_of: None }
+        let cuts = vec![(lsn, 0)];
+        RelMeta { blocks: 0, cuts, copy_of: None, copied_blocks: None, copied_out: false }
     }
 
     /// A fork that came into being by its first write (no creation record), or by import: page values *at* `lsn`
@@ -53,7 +60,8 @@ impl RelMeta {
 
     /// A fork copied by a record ending at `copy_of.lsn`, as large as its source was then.
     pub fn copied(copy_of: CopyOf, blocks: u32) -> RelMeta {
-        RelMeta { blocks, cuts: vec![(copy_of.lsn, 0)], copy_of: Some(copy_of) }
+        let (cuts, copy_of) = (vec![(copy_of.lsn, 0)], Some(copy_of));
+        RelMeta { blocks, cuts, copy_of, copied_blocks: Some(blocks), copied_out: false }
     }
 
     /// Makes it at least `blocks` long. True when that changed anything.
@@ -73,24 +81,38 @@ impl RelMeta {
     }
 
     /// Values of this block at or below the LSN given back are ignored; [`Lsn::INVALID`] when none are.
+    ///
+    /// Values of a copy *at* the copy's LSN are its own: pages that were copied out. The copying record itself writes none.
     pub fn floor(&self, block: u32) -> Lsn {
-        let covering = self.cuts.partition_point(|cut| cut.1 <= block);
-        match covering.checked_sub(1).and_then(|index| self.cuts.get(index)) {
-            Some(cut) => cut.0,
+        match self.cut_of(block) {
+            Some(cut) if self.copy_of.is_some_and(|copy| copy.lsn == cut) => {
+                Lsn(cut.0.saturating_sub(1))
+            }
+            Some(cut) => cut,
             None => Lsn::INVALID,
         }
     }
 
+    fn cut_of(&self, block: u32) -> Option<Lsn> {
+        let covering = self.cuts.partition_point(|cut| cut.1 <= block);
+        covering.checked_sub(1).and_then(|index| self.cuts.get(index)).map(|cut| cut.0)
+    }
+
     /// Where the base of `block` is to be found when the relation itself has none.
     pub fn copied_from(&self, block: u32) -> Option<CopyOf> {
-        self.copy_of.filter(|copy| copy.lsn == self.floor(block))
+        let was_copied = self.copied_blocks.is_none_or(|blocks| block < blocks);
+        let copy = self.copy_of.filter(|_| was_copied && !self.copied_out);
+        copy.filter(|copy| Some(copy.lsn) == self.cut_of(block))
     }
 
     /// The stored form.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(10 + 12 * self.cuts.len() + 16);
         out.put_u8(VERSION);
-        out.put_u8(if self.copy_of.is_some() { HAS_COPY } else { 0 });
+        let has_copy = if self.copy_of.is_some() { HAS_COPY } else { 0 };
+        let copied_out = if self.copied_out { COPIED_OUT } else { 0 };
+        let has_blocks = if self.copied_blocks.is_some() { HAS_COPIED_BLOCKS } else { 0 };
+        out.put_u8(has_copy | copied_out | has_blocks);
         out.put_u32(self.blocks);
         out.put_count(self.cuts.len());
         for (lsn, block) in &self.cuts {
@@ -101,6 +123,9 @@ impl RelMeta {
             out.put_u32(copy.tablespace);
             out.put_u32(copy.database);
             out.put_u64(copy.lsn.0);
+        }
+        if let Some(blocks) = self.copied_blocks {
+            out.put_u32(blocks);
         }
         out
     }
@@ -120,7 +145,8 @@ fn decode(bytes: &[u8]) -> Result<RelMeta, Malformed> {
         return Err(Malformed("unknown version of a relation's metadata"));
     }
     let flags = reader.u8()?;
-    if flags & !HAS_COPY != 0 {
+    let without_copy = flags & HAS_COPY == 0 && flags != 0;
+    if flags & !(HAS_COPY | COPIED_OUT | HAS_COPIED_BLOCKS) != 0 || without_copy {
         return Err(Malformed("unknown flags in a relation's metadata"));
     }
     let blocks = reader.u32()?;
@@ -140,8 +166,12 @@ fn decode(bytes: &[u8]) -> Result<RelMeta, Malformed> {
             lsn: Lsn(reader.u64()?),
         }),
     };
+    let copied_blocks = match flags & HAS_COPIED_BLOCKS {
+        0 => None,
+        _ => Some(reader.u32()?),
+    };
     reader.finish()?;
-    Ok(RelMeta { blocks, cuts, copy_of })
+    Ok(RelMeta { blocks, cuts, copy_of, copied_blocks, copied_out: flags & COPIED_OUT != 0 })
 }
 
 #[cfg(test)]
@@ -178,12 +208,17 @@ mod tests {
         assert_eq!(meta.copied_from(7), Some(copy));
         meta.truncate(Lsn(200), 4);
         assert_eq!((meta.copied_from(3), meta.copied_from(4)), (Some(copy), None));
+        // Pages at the copy's own LSN belong to it.
+        assert_eq!((meta.floor(3), meta.floor(4)), (Lsn(99), Lsn(200)));
+        meta.copied_out = true;
+        assert_eq!((meta.copied_from(3), meta.floor(3)), (None, Lsn(99)));
     }
 
     #[test]
     fn round_trip_and_hostile_bytes() {
         let mut meta = RelMeta::copied(CopyOf { tablespace: 1663, database: 1, lsn: Lsn(100) }, 8);
         meta.truncate(Lsn(200), 4);
+        meta.copied_out = true;
         let bytes = meta.encode();
         assert_eq!(RelMeta::decode(&bytes), Ok(meta));
         for end in 0..bytes.len() {

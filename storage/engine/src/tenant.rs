@@ -20,6 +20,7 @@ use crate::{
     error::{EngineError, Result},
     latch::Latch,
     manifest::{TenantManifest, TimelineEntry, TimelineManifest, invariants, store},
+    read::ancestry::Lineages,
     recover,
     timeline::{Origin, Phase, Timeline, TimelineIdentity},
 };
@@ -57,6 +58,7 @@ pub struct Tenant {
     timelines: RwLock<BTreeMap<TimelineId, Arc<Timeline>>>,
     importing: RwLock<BTreeMap<TimelineId, Arc<Timeline>>>,
     latch: Latch,
+    lineages: Arc<Lineages>,
     itself: Weak<Tenant>,
 }
 
@@ -104,6 +106,7 @@ impl Tenant {
             timelines: RwLock::default(),
             importing: RwLock::default(),
             latch: Latch::default(),
+            lineages: Arc::default(),
             itself: Weak::clone(itself),
         })
     }
@@ -152,7 +155,8 @@ impl Tenant {
             created_at: entry.created_at,
         };
         let tenant = Weak::clone(&self.itself);
-        let origin = Origin { identity, ancestor, tenant, directory: self.timeline_directory(id) };
+        let (lineages, directory) = (Arc::clone(&self.lineages), self.timeline_directory(id));
+        let origin = Origin { identity, ancestor, tenant, lineages, directory };
         Ok(Timeline::new(&self.context, origin, manifest, phase))
     }
 

@@ -160,17 +160,23 @@ impl<'a> PageChange<'a> {
 
     /// The disk form.
     pub fn encode(&self) -> Bytes {
-        let mut out = Vec::with_capacity(64);
+        let image = matches!(self, PageChange::Image(_) | PageChange::ImageThenRecord(_));
+        let mut out = Vec::with_capacity(if image { PAGE_SIZE + 1 } else { 64 });
+        self.encode_into(&mut out);
+        Bytes::from(out)
+    }
+
+    /// Appends the disk form to `out`.
+    pub fn encode_into(&self, out: &mut Vec<u8>) {
         match self {
             PageChange::Image(image) => {
-                out.reserve_exact(PAGE_SIZE + 1);
                 out.put_u8(tag::IMAGE);
-                put_image(image, &mut out);
+                put_image(image, out);
             }
             PageChange::Zero => out.put_u8(tag::ZERO),
             PageChange::Record(part) => {
                 out.put_u8(tag::RECORD);
-                encode_part(part, &mut out);
+                encode_part(part, out);
             }
             PageChange::VisibilityClear { heap_block, bits } => {
                 out.put_u8(tag::VISIBILITY_CLEAR);
@@ -210,17 +216,15 @@ impl<'a> PageChange<'a> {
             PageChange::ZeroMultiOffsets => out.put_u8(tag::ZERO_MULTI_OFFSETS),
             PageChange::ImageThenRecord(both) => {
                 let (image, part) = &**both;
-                out.reserve(PAGE_SIZE);
                 out.put_u8(tag::IMAGE_THEN_RECORD);
-                put_image(image, &mut out);
-                encode_part(part, &mut out);
+                put_image(image, out);
+                encode_part(part, out);
             }
             PageChange::Unhandled { rmid, info, record } => {
                 out.put_slice(&[tag::UNHANDLED, *rmid, *info]);
                 out.put_slice(record);
             }
         }
-        Bytes::from(out)
     }
 
     /// Reads the disk form; variable parts borrow `bytes`.

@@ -75,7 +75,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    fn configure(&self, settings: &str) -> Result<()> {
+    /// Appends `settings` to the configuration: the next start goes by them.
+    pub fn configure(&self, settings: &str) -> Result<()> {
         let home = self.home.path().display();
         let ours = format!(
             "\n{settings}\nfsync=off\nlisten_addresses=''\nunix_socket_directories='{home}'\n"

@@ -1,13 +1,13 @@
 //! Compaction, and gc, which is compaction with a list of what must stay readable.
 //!
 //! [`plan`] says which adjacent runs to merge (pure); [`merge`] streams their entries; [`sieve`] lets through what [`points`] need,
-//! asking [`past`] about relations and pages; [`output`] writes the run; [`run`] ties them together and publishes; [`thread`] does so
+//! asking [`past`] about relations and pages; [`copies`] adds pages of copied databases; [`output`] writes the run; [`run`] ties them together and publishes; [`thread`] does so
 //! behind everyone's back.
 //!
 //! # What may be dropped
 //!
 //! *Retained* LSNs of a timeline T: every one from its cut-off K on; below K the forks of its direct branches, its leases, and the
-//! LSNs of database copies that any relation metadata in its files names. Nothing below K joins them later (`timeline::retention`),
+//! LSNs of database copies that relation metadata in its files names and that have no pages of their own yet. Nothing below K joins them later (`timeline::retention`),
 //! so a merge that keeps what they see keeps what anyone may ask for. Who may ask T's files for a value at an LSN?
 //!
 //! - *A read of T* at L: checked against K, leases and branches. L is retained.
@@ -17,8 +17,8 @@
 //!   if the copying record is in T's log; then the metadata that shows the copy was first written by T, and as long as a retained LSN of T
 //!   shows it, a value of it lies in T's files. (A branch that sees the copy sees it at its fork, which T retains; copies that a branch makes
 //!   have LSNs of its own.) So c is retained. A copy of a copy is found the same way: its own LSN is retained, so the metadata that
-//!   shows the first copy there stays. A copy made above K is no concern yet. Copies pin their sources until they are dropped or
-//!   their pages rewritten; nothing materialises them.
+//!   shows the first copy there stays. A copy made above K is no concern yet. Once K has passed c, the merge of the run that holds c gives the
+//!   copy pages of its own, at c ([`copies`]), and c is not retained on its account any more.
 //! - *A flush or a merge of T or of a branch* that makes an image reads at LSNs at or above K, or at the fork.
 //! - *Ingest* reads at T's last record. Lookups of record ends and times are below.
 //!
@@ -41,6 +41,7 @@
 //!
 //! What cannot be known now (an ancestor is catching up after a crash, a damaged value) is kept.
 
+mod copies;
 mod merge;
 mod output;
 mod past;

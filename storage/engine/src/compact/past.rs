@@ -4,13 +4,12 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use treering_pgfmt::change::PageChange;
-use treering_types::{Key, KeyClass, KeyRange, Lsn, PageImage, RelTag};
+use treering_types::{Key, KeyClass, Lsn, PageImage, RelTag};
 
 use super::sieve::Past;
 use crate::{
     cache::Caches,
     error::{EngineError, Result},
-    layer_map::LayerMap,
     relation::RelMeta,
     timeline::Timeline,
 };
@@ -83,41 +82,4 @@ impl Past for TimelinePast<'_> {
             }
         }
     }
-}
-
-/// The LSNs at which copied relations show their sources, of all relation metadata in these files.
-///
-/// # Errors
-/// As reads: what cannot be read may name one.
-pub(crate) fn copy_lsns(timeline: &Timeline, files: &LayerMap) -> Result<Vec<Lsn>> {
-    let range = Key::class_range(KeyClass::RelMeta);
-    let mut lsns = Vec::new();
-    for file in files.files().filter(|file| file.desc.key_first < range.end) {
-        if let Some(error) = file.broken() {
-            return Err(error);
-        }
-        for number in 0..file.block_count() {
-            let block = file.read_block(number)?;
-            let metas = block.heads().iter().filter(|head| is_meta(&range, &head.key));
-            for head in metas.clone() {
-                let bytes = block.value(head);
-                if bytes.is_empty() {
-                    continue;
-                }
-                let meta = RelMeta::decode(&bytes);
-                let meta = meta.map_err(|what| timeline.corrupt_value(head.key, head.lsn, what))?;
-                lsns.extend(meta.copy_of.map(|copy| copy.lsn));
-            }
-            if metas.count() < block.heads().len() {
-                break;
-            }
-        }
-        lsns.sort_unstable();
-        lsns.dedup();
-    }
-    Ok(lsns)
-}
-
-fn is_meta(range: &KeyRange, key: &Key) -> bool {
-    range.contains(key)
 }

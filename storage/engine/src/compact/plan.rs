@@ -43,6 +43,8 @@ pub(crate) enum Reason {
     Bottom,
     /// A quarter of the run is not retained any more.
     Garbage,
+    /// Copied relations are to get pages of their own.
+    Copies,
     /// Someone asked for it.
     Forced,
 }

@@ -4,12 +4,15 @@
 //! files removed. A crash in between leaves files that no manifest names; they are removed when the engine is opened. Flushes
 //! go on meanwhile: they only put runs above. Readers keep the files of their snapshot open.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::atomic::Ordering};
+
+use treering_types::Lsn;
 
 use super::{
+    copies::{CopyOut, KnownCopies},
     merge::Merge,
     output::Output,
-    past::{TimelinePast, copy_lsns},
+    past::TimelinePast,
     plan::{Job, Limits, Reason, RunShape, garbage_bytes, plan},
     points::Points,
     sieve::{Rules, Sieve},
@@ -84,7 +87,7 @@ impl Timeline {
         }
     }
 
-    fn limits(&self, cut_off: treering_types::Lsn) -> Limits {
+    fn limits(&self, cut_off: Lsn) -> Limits {
         let options = &self.context.options;
         Limits { fan_in: options.fan_in, runs_max: options.runs_max, cut_off }
     }
@@ -101,12 +104,15 @@ impl Timeline {
             true => Some(Job { runs: 0..files.runs.len(), reason: Reason::Forced }),
             false => plan(&shapes, &self.limits(cut_off)),
         };
-        let Some(job) = job else { return Ok(Compacted::default()) };
-        let copies = match cut_off > self.start_lsn() {
-            true => copy_lsns(self, &files)?,
-            false => Vec::new(),
+        let has_moved = self.copies_looked_at.swap(cut_off.0, Ordering::Relaxed) != cut_off.0;
+        let copies = match cut_off > self.start_lsn() && (job.is_some() || has_moved) {
+            true => KnownCopies::of(self, &files)?,
+            false => KnownCopies::default(),
         };
-        let all = Points::new(cut_off, lsns.into_iter().chain(copies));
+        let due = copies.run_due(cut_off).filter(|_| !self.copies_stay.load(Ordering::Relaxed));
+        let copies_job = due.map(|run| Job { runs: run..run + 1, reason: Reason::Copies });
+        let Some(job) = job.or(copies_job) else { return Ok(Compacted::default()) };
+        let all = Points::new(cut_off, lsns.into_iter().chain(copies.pinned()));
         let (bytes_read, run, desc) = self.write_merged(&files, &job, &all, &points)?;
         let done = Compacted { merges: 1, bytes_read, bytes_written: run.bytes() };
         let merged = files.runs.get(job.runs.clone()).unwrap_or_default();
@@ -141,15 +147,26 @@ impl Timeline {
     ) -> Result<(u64, Run, RunDesc)> {
         let runs = files.runs.get(job.runs.clone()).unwrap_or_default();
         let is_bottom = job.runs.end == files.runs.len() && self.ancestor().is_none();
-        let mut output = Output::new(self, is_bottom);
-        let written = self
-            .sift(runs, points, is_bottom, &mut output)
-            .and_then(|bytes_read| Ok((bytes_read, output.open()?)));
-        let (bytes_read, written) = match written {
-            Ok(written) => written,
-            Err(error) => {
-                output.discard();
-                return Err(error);
+        let (bytes_read, written) = loop {
+            let copies_stay = self.copies_stay.load(Ordering::Relaxed);
+            let below = if copies_stay { Lsn::INVALID } else { points.cut_off() };
+            let mut output = Output::new(self, is_bottom);
+            let sifted = self.sift(runs, points, is_bottom, CopyOut::new(below), &mut output);
+            let opened = sifted.and_then(|sifted| match sifted {
+                Some(bytes_read) => Ok(Some((bytes_read, output.open()?))),
+                None => Ok(None),
+            });
+            match opened {
+                Ok(Some(written)) => break written,
+                Ok(None) => {
+                    output.discard();
+                    self.copies_stay.store(true, Ordering::Relaxed);
+                    tracing::warn!(timeline = %self.id(), "pages of a copied database cannot be written out; it pins its source");
+                }
+                Err(error) => {
+                    output.discard();
+                    return Err(error);
+                }
             }
         };
         let mut run = Run { layers: written.layers, kept: Kept::default() };
@@ -163,14 +180,15 @@ impl Timeline {
         Ok((bytes_read, run, desc))
     }
 
-    /// Reads the runs and writes what is kept of them. Returns the bytes read.
+    /// Reads the runs and writes what is kept of them. Returns the bytes read; `None` when a page of a copied relation cannot be made.
     fn sift(
         &self,
         runs: &[Run],
         points: &Points,
         is_bottom: bool,
+        mut copies: CopyOut,
         output: &mut Output<'_>,
-    ) -> Result<u64> {
+    ) -> Result<Option<u64>> {
         // Shares of the bound: an eighth for blocks that images are made of, an eighth for values that wait; a layer's filter
         // and index, and a block of each run, take the rest.
         let options = &self.context.options;
@@ -180,12 +198,24 @@ impl Timeline {
         let mut sieve = Sieve::new(points, TimelinePast::new(self, share), rules);
         let mut merge = Merge::new(runs)?;
         let mut count = 0usize;
-        while let Some(entry) = merge.next()? {
+        let mut next = merge.next()?;
+        loop {
             if count.is_multiple_of(LOOK_EVERY) {
                 self.check_may_merge()?;
             }
             count += 1;
-            sieve.push(entry);
+            let place = next.as_ref().map(|entry| (entry.key, entry.lsn));
+            if let Some((key, lsn)) = copies.next_before(place) {
+                if !sieve.push_page(key, lsn) {
+                    return Ok(None);
+                }
+            } else if let Some(mut entry) = next.take() {
+                copies.look(&mut entry);
+                sieve.push(entry);
+                next = merge.next()?;
+            } else {
+                break;
+            }
             for kept in sieve.take_kept() {
                 output.push(&kept).map_err(|failure| self.refuse(failure))?;
             }
@@ -195,7 +225,7 @@ impl Timeline {
             output.push(&kept).map_err(|failure| self.refuse(failure))?;
         }
         output.finish().map_err(|failure| self.refuse(failure))?;
-        Ok(merge.bytes_read())
+        Ok(Some(merge.bytes_read()))
     }
 
     /// What a failed write comes to: after a sync of unknown outcome nothing more is written.

@@ -93,6 +93,13 @@ impl<'a, P: Past> Sieve<'a, P> {
         }
     }
 
+    /// Takes a page of the timeline as the next entry, as it is at `lsn`; false when it cannot be made.
+    pub fn push_page(&mut self, key: Key, lsn: Lsn) -> bool {
+        let Some(bytes) = self.past.image(&key, lsn, lsn) else { return false };
+        self.push(Entry { key, lsn, base: true, chain: 0, bytes });
+        true
+    }
+
     /// No more will come.
     pub fn finish(&mut self) {
         self.end_of_key();

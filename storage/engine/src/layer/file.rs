@@ -5,7 +5,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
@@ -27,6 +27,8 @@ use crate::{
     value::Direction,
 };
 
+/// Files up to this size are read to learn their keys.
+const FEW_KEYS_BYTES_MAX: u64 = 1 << 20;
 /// Bytes read at once when a whole file is digested.
 const DIGEST_CHUNK: u64 = 1 << 20;
 
@@ -38,6 +40,8 @@ pub(crate) struct LayerFile {
     /// Names the file in the block cache; unique in the process.
     pub serial: u64,
     contents: Result<Contents>,
+    /// Hashes of its keys, if they were asked for: `None` when they are not few, or the file is damaged.
+    few_keys: OnceLock<Option<Arc<[u64]>>>,
 }
 
 struct Contents {
@@ -57,7 +61,7 @@ impl LayerFile {
     ) -> LayerFile {
         let path = directory.join(desc.file_name());
         let contents = open_contents(fs, &path, owner, &desc);
-        LayerFile { desc, path, serial, contents }
+        LayerFile { desc, path, serial, contents, few_keys: OnceLock::new() }
     }
 
     fn contents(&self) -> Result<&Contents> {
@@ -67,6 +71,27 @@ impl LayerFile {
     /// The error that keeps the file from being read, if any.
     pub fn broken(&self) -> Option<EngineError> {
         self.contents.as_ref().err().cloned()
+    }
+
+    /// Hashes of its keys; `None` when there may be more than `keys_max`, when the file is large, or cannot be read.
+    /// Always asked with the same bound.
+    pub fn few_keys(&self, keys_max: usize) -> Option<Arc<[u64]>> {
+        if self.desc.size > FEW_KEYS_BYTES_MAX || self.broken().is_some() {
+            return None;
+        }
+        let known = self.few_keys.get_or_init(|| {
+            let mut hashes = Vec::new();
+            for number in 0..self.block_count() {
+                let block = self.read_block(number).ok()?;
+                hashes.extend(block.heads().iter().map(|head| bloom::hash(&head.key)));
+                hashes.dedup();
+                if hashes.len() > keys_max {
+                    return None;
+                }
+            }
+            Some(hashes.into())
+        });
+        known.clone()
     }
 
     pub fn block_count(&self) -> usize {

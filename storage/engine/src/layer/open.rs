@@ -18,6 +18,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use treering_types::{Key, KeyRange, Lsn};
 
+use super::bloom;
 use crate::value::{Direction, Value};
 
 /// Memory that one value and one key take besides the value's bytes, roughly.
@@ -155,6 +156,12 @@ impl OpenLayer {
             ControlFlow::Break(())
         });
         found
+    }
+
+    /// Hashes of its keys; `None` when there are more than `keys_max`.
+    pub fn few_keys(&self, keys_max: usize) -> Option<Vec<u64>> {
+        let map = self.values.read();
+        (map.len() <= keys_max).then(|| map.keys().map(bloom::hash).collect())
     }
 
     /// The first key of `range` in scan order.

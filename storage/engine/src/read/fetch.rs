@@ -51,6 +51,8 @@ pub(crate) struct Chain {
     pub cached: Option<(PageKey, SharedPage)>,
     /// Nothing older is needed.
     complete: bool,
+    /// Layers that were looked into.
+    pub layers: usize,
 }
 
 impl Chain {
@@ -117,14 +119,21 @@ pub(crate) fn collect(
 ) -> Result<()> {
     for step in plan::steps(view, key, floor, lsn) {
         let flow = match &step.source {
-            Source::Memory(layer) => layer.visit_back(&key, step.upto, |value| {
-                if value.lsn <= floor {
-                    return ControlFlow::Break(());
-                }
-                let bytes = || value.bytes.clone();
-                chain.visit(&step, view.caches, &key, value.lsn, value.base, bytes)
-            }),
+            Source::Memory(layer) => {
+                let mut held = 0;
+                let flow = layer.visit_back(&key, step.upto, |value| {
+                    held = 1;
+                    if value.lsn <= floor {
+                        return ControlFlow::Break(());
+                    }
+                    let bytes = || value.bytes.clone();
+                    chain.visit(&step, view.caches, &key, value.lsn, value.base, bytes)
+                });
+                chain.layers += held;
+                flow
+            }
             Source::File(layer, number) => {
+                chain.layers += 1;
                 collect_from_file(view, &step, layer, *number, &key, floor, chain)?
             }
         };
@@ -194,7 +203,7 @@ pub(crate) fn rel_block_chain(
 }
 
 fn bad_copy(view: &View<'_>, rel: RelTag, lsn: Lsn, what: &str) -> EngineError {
-    let timeline = view.levels.first().map_or(TimelineId([0; 16]), |level| level.timeline);
+    let timeline = view.own.timeline;
     EngineError::CorruptValue { timeline, key: Key::rel_meta(rel), lsn, what: what.to_owned() }
 }
 

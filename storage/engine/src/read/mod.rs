@@ -3,6 +3,7 @@
 //! A [`View`] is everything a read can see: the timeline's layers and its ancestors', each up to its fork LSN. It is built
 //! once per request and never changes under it.
 
+pub(crate) mod ancestry;
 pub(crate) mod fetch;
 pub(crate) mod plan;
 pub(crate) mod reconstruct;
@@ -19,6 +20,7 @@ use crate::{
     layer_map::LayerSet,
     relation::RelMeta,
 };
+use ancestry::Ancestry;
 use fetch::Chain;
 
 /// One timeline of a view.
@@ -35,13 +37,28 @@ pub(crate) struct Level {
 
 /// See the module.
 pub(crate) struct View<'a> {
-    /// The timeline itself, then its ancestors.
-    pub levels: Vec<Level>,
+    /// The timeline itself.
+    pub own: Level,
+    /// None of a root.
+    pub ancestry: Option<Arc<Ancestry>>,
     pub caches: &'a Caches,
     pub pg_major: PgMajor,
 }
 
 impl View<'_> {
+    /// The timeline itself, then its ancestors.
+    pub fn levels(&self) -> impl Iterator<Item = &Level> {
+        let ancestors = self.ancestry.iter().flat_map(|ancestry| &ancestry.levels);
+        std::iter::once(&self.own).chain(ancestors)
+    }
+
+    /// The same without ancestors that do not hold `key` for certain.
+    pub fn levels_of(&self, key: &Key) -> impl Iterator<Item = &Level> + use<'_> {
+        let key = *key;
+        let ancestors = self.ancestry.iter().flat_map(move |ancestry| ancestry.levels_of(&key));
+        std::iter::once(&self.own).chain(ancestors)
+    }
+
     /// The newest value of a key at or before `lsn`, with the place it came from; tombstones included.
     pub fn newest(&self, key: &Key, lsn: Lsn) -> Result<Option<fetch::Found>> {
         for step in plan::steps(self, *key, Lsn::INVALID, lsn) {

@@ -28,7 +28,8 @@ pub(crate) fn steps<'v>(
     floor: Lsn,
     lsn: Lsn,
 ) -> impl Iterator<Item = Step<'v>> {
-    levels(view, floor, lsn).flat_map(move |(level, upto)| {
+    let levels = view.levels_of(&key);
+    clipped(levels, floor, lsn).flat_map(move |(level, upto)| {
         let memory = level.layers.in_memory().map(Source::Memory);
         let files = level.layers.files.candidates(key, floor, upto);
         let files = files.map(|(layer, block)| Source::File(layer, block));
@@ -42,6 +43,14 @@ pub(crate) fn levels<'v>(
     floor: Lsn,
     lsn: Lsn,
 ) -> impl Iterator<Item = (&'v Level, Lsn)> {
-    let in_view = view.levels.iter().map(move |level| (level, lsn.min(level.clip)));
+    clipped(view.levels(), floor, lsn)
+}
+
+fn clipped<'v>(
+    levels: impl Iterator<Item = &'v Level>,
+    floor: Lsn,
+    lsn: Lsn,
+) -> impl Iterator<Item = (&'v Level, Lsn)> {
+    let in_view = levels.map(move |level| (level, lsn.min(level.clip)));
     in_view.filter(move |(level, upto)| level.start_lsn <= *upto && floor < *upto)
 }

@@ -16,6 +16,7 @@ use crate::error::{EngineError, Result};
 /// # Errors
 /// A change that cannot be decoded or redone; the page is not served then.
 pub(crate) fn page(view: &View<'_>, chain: Chain) -> Result<PageImage> {
+    view.caches.count_read(chain.layers);
     let mut page: PageImage = match &chain.cached {
         Some((_, cached)) => Box::new(**cached),
         None => Box::new([0; PAGE_SIZE]),

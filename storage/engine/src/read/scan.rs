@@ -4,7 +4,7 @@ use bytes::Bytes;
 use treering_types::{Key, KeyRange, Lsn};
 
 use super::{
-    View,
+    Level, View,
     fetch::{self, Found},
     plan::{self, Source, Step},
 };
@@ -115,11 +115,10 @@ fn advance<'v>(
 /// it be: for indexes whose values outlive their LSN.
 pub(crate) fn last_own_values(
     view: &View<'_>,
-    level: usize,
+    level: &Level,
     range: KeyRange,
     limit: usize,
 ) -> Result<Vec<(Key, Found)>> {
-    let Some(level) = view.levels.get(level) else { return Ok(Vec::new()) };
     let mut rest = range;
     let mut out = Vec::new();
     while out.len() < limit {

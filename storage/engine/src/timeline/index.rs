@@ -86,9 +86,9 @@ where
     crate::error::EngineError: From<E>,
 {
     let mut ends = Vec::new();
-    for (number, level) in view.levels.iter().enumerate() {
+    for level in view.levels() {
         let upto = lsn.min(level.clip);
-        for (key, found) in scan::last_own_values(view, number, keys_upto(upto), PAGES_PER_LEVEL)? {
+        for (key, found) in scan::last_own_values(view, level, keys_upto(upto), PAGES_PER_LEVEL)? {
             let value = RecordEnds::decode(&found.bytes);
             let value = value.map_err(|what| corrupt(key, found.lsn, what))?;
             ends.extend(value.ends.into_iter().filter(|end| *end <= upto));

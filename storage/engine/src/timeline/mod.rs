@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Weak,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -31,6 +31,7 @@ use crate::{
     layer_map::{LayerMap, LayerSet, Run},
     manifest::{TimelineEntry, TimelineManifest},
     progress::Progress,
+    read::ancestry::{Group, Lineages},
     tenant::Tenant,
 };
 use write::TipMetas;
@@ -108,6 +109,10 @@ pub struct Timeline {
     ancestor: Option<(Arc<Timeline>, Lsn)>,
     /// Names its pages in the cache.
     serial: u64,
+    /// The tenant's.
+    lineages: Arc<Lineages>,
+    /// Of the 64 timelines that end with this one, if a branch below needed it.
+    group: Mutex<Option<Arc<Group>>>,
     pub(crate) directory: PathBuf,
     layers: ArcSwap<LayerSet>,
     /// Held while `layers` is replaced.
@@ -124,6 +129,10 @@ pub struct Timeline {
     pub(crate) manifest: Mutex<TimelineManifest>,
     /// Number of the next layer file. Flushes and merges take numbers as they begin, and may give them up.
     pub(crate) layer_numbers: AtomicU64,
+    /// The cut-off at which compaction last looked for copied relations without pages of their own.
+    pub(crate) copies_looked_at: AtomicU64,
+    /// They cannot be given any, until the engine is opened again.
+    pub(crate) copies_stay: AtomicBool,
     /// Why the last flush failed, while it may succeed later.
     pub(crate) flush_problem: Mutex<Option<EngineError>>,
     /// Why the last merge failed, while it may succeed later.
@@ -139,6 +148,7 @@ pub(crate) struct Origin {
     pub identity: TimelineIdentity,
     pub ancestor: Option<(Arc<Timeline>, Lsn)>,
     pub tenant: Weak<Tenant>,
+    pub lineages: Arc<Lineages>,
     pub directory: PathBuf,
 }
 
@@ -150,7 +160,7 @@ impl Timeline {
         manifest: TimelineManifest,
         phase: Phase,
     ) -> Arc<Timeline> {
-        let Origin { identity, ancestor, tenant, directory } = origin;
+        let Origin { identity, ancestor, tenant, lineages, directory } = origin;
         let files = open_files(context, &directory, &manifest);
         let open = OpenLayer::new(Arc::clone(&context.open_bytes));
         let cut_off = manifest.cut_off.max(identity.start_lsn);
@@ -160,6 +170,8 @@ impl Timeline {
             tenant,
             ancestor,
             serial: context.next_serial(),
+            lineages,
+            group: Mutex::default(),
             directory,
             layers: ArcSwap::from_pointee(LayerSet::of_files(files, open)),
             layers_change: Mutex::new(()),
@@ -173,6 +185,8 @@ impl Timeline {
             cut_off: AtomicU64::new(cut_off.0),
             tip_metas: Mutex::default(),
             manifest: Mutex::new(manifest),
+            copies_looked_at: AtomicU64::new(0),
+            copies_stay: AtomicBool::new(false),
             flush_problem: Mutex::new(None),
             merge_problem: Mutex::new(None),
             traffic: Traffic::default(),
@@ -181,6 +195,11 @@ impl Timeline {
 
     pub fn id(&self) -> TimelineId {
         self.identity.timeline
+    }
+
+    /// Names it in the caches.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// What never changes about it.
@@ -262,9 +281,15 @@ impl Timeline {
 
     /// Replaces the layers.
     pub(crate) fn change_layers(&self, change: impl FnOnce(&LayerSet) -> LayerSet) {
-        let _changing = self.layers_change.lock();
-        let next = change(&self.layers.load());
-        self.layers.store(Arc::new(next));
+        {
+            let _changing = self.layers_change.lock();
+            let next = change(&self.layers.load());
+            self.layers.store(Arc::new(next));
+        }
+        // Only now: whoever looks at the ancestors after this finds the new ones.
+        if self.retained.lock().branches().next().is_some() {
+            self.lineages.forget();
+        }
     }
 
     /// Takes a number for a layer file.

@@ -1,5 +1,7 @@
 //! Reading: every answer is about one LSN, at or below `last_record_lsn`, ancestors included.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use treering_pgfmt::redo;
 use treering_types::{Key, KeyClass, KeyRange, Lsn, PageImage, RelTag};
@@ -8,7 +10,11 @@ use super::{Phase, Timeline};
 use crate::{
     cache::Caches,
     error::{EngineError, Result},
-    read::{Level, View, scan},
+    read::{
+        Level, View,
+        ancestry::{Ancestry, Group},
+        scan,
+    },
     relation::RelMeta,
     unhandled::{Unhandled, Unreadable},
     value::Direction,
@@ -135,19 +141,54 @@ impl Timeline {
 
     /// The same, through other caches: a merge leaves the engine's alone.
     pub(crate) fn view_through<'v>(&'v self, lsn: Lsn, caches: &'v Caches) -> Result<View<'v>> {
-        let mut levels = vec![self.level(Lsn::MAX)];
-        let (mut at, mut clip) = (self, Lsn::MAX);
+        let own = self.level(Lsn::MAX);
+        let ancestry = match self.ancestor() {
+            None => None,
+            Some(_) => Some(self.ancestry_at(lsn)?),
+        };
+        let root = ancestry.as_ref().and_then(|ancestry| ancestry.levels.last()).unwrap_or(&own);
+        let (timeline, start_lsn) = (root.timeline, root.start_lsn);
+        if lsn < start_lsn {
+            return Err(EngineError::BeforeHistory { timeline, wanted: lsn, start_lsn });
+        }
+        Ok(View { own, ancestry, caches, pg_major: self.identity.pg_major })
+    }
+
+    /// The ancestors' layers. Kept for the next read once every ancestor has reached its fork; before, a read sees what it may.
+    fn ancestry_at(&self, lsn: Lsn) -> Result<Arc<Ancestry>> {
+        let epoch = match self.lineages.get(self.serial) {
+            Ok(ancestry) => return Ok(ancestry),
+            Err(epoch) => epoch,
+        };
+        let (mut levels, mut line) = (Vec::new(), Vec::new());
+        let (mut at, mut clip, mut has_all) = (self, Lsn::MAX, true);
         while let Some((ancestor, fork)) = at.ancestor() {
             clip = clip.min(fork);
             ancestor.check_reached(clip.min(lsn))?;
+            let reached = ancestor.last_record_lsn();
+            has_all &= reached >= clip;
             levels.push(ancestor.level(clip));
+            line.push((ancestor, reached));
             at = ancestor;
         }
-        let start_lsn = at.start_lsn();
-        if lsn < start_lsn {
-            return Err(EngineError::BeforeHistory { timeline: at.id(), wanted: lsn, start_lsn });
+        if !has_all {
+            return Ok(Arc::new(Ancestry::unindexed(levels)));
         }
-        Ok(View { levels, caches, pg_major: self.identity.pg_major })
+        let ancestry = Arc::new(Ancestry::new(levels, |number, members| {
+            let (owner, reached) = line[number];
+            owner.group_of(members, reached)
+        }));
+        self.lineages.keep(self.serial, epoch, &ancestry);
+        Ok(ancestry)
+    }
+
+    /// The group that this timeline is the nearest member of.
+    fn group_of(&self, members: &[Level], reached: Lsn) -> Arc<Group> {
+        let mut group = self.group.lock();
+        match group.as_ref().filter(|group| group.fits(members)) {
+            Some(group) => Arc::clone(group),
+            None => Arc::clone(group.insert(Arc::new(Group::of(members, reached)))),
+        }
     }
 
     fn level(&self, clip: Lsn) -> Level {

@@ -1,0 +1,122 @@
+//! `branch-storm`: a thousand branches of one, asked for at the REST API by a few clients at once, each answered when it is
+//! durable; and what they take on disk, in everything that `treering up` stores: branches that were never started, and such as
+//! wrote a page and have then been suspended for a minute.
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    thread::{scope, sleep},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use hdrhistogram::Histogram;
+use parking_lot::Mutex;
+use serde_json::json;
+use treering_bench::store::disk_bytes;
+use treering_engine::EngineOptions;
+use treering_tests::Treering;
+
+use super::{Size, histogram, memory_report};
+use crate::report::{Bar, Report, Spread};
+
+const BRANCHES_PER_SECOND: f64 = 100.0;
+const IDLE_KB: f64 = 10.0;
+const SUSPENDED_KB: f64 = 100.0;
+const CLIENTS: u32 = 4;
+
+pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
+    let (branches, written, suspended_for) = match size {
+        Size::Full => (1000, 5, Duration::from_secs(60)),
+        Size::Smoke => (20, 1, Duration::from_secs(1)),
+    };
+    let treering = Treering::start();
+    treering.run("pgbench", "main", &["-i", "-q", "-s", "10"]);
+    treering.ok(&["stop", "main"]);
+    let before = settled_bytes(&treering)?;
+    let began = Instant::now();
+    let latencies = storm(&treering, branches)?;
+    let took = began.elapsed().as_secs_f64();
+    let idle = (settled_bytes(&treering)?.saturating_sub(before)) as f64 / f64::from(branches);
+    let size = format!("{branches} branches, {CLIENTS} clients");
+    let latency = Report::latency("branch-storm", size.clone(), "ms", 1e6, &latencies);
+    let speed = one(size.clone(), "branches/s", f64::from(branches) / took);
+    let idle = one(format!("{size}, never started"), "KB stored", idle / 1e3);
+    let suspended = suspended_bytes(&treering, written, suspended_for)? / 1e3;
+    let suspended =
+        one(format!("{written} suspended after writing a page"), "KB stored", suspended);
+    let mut peak = Spread::default();
+    peak.push(peak_bytes(treering.service("pageserver"))? / f64::from(1 << 20));
+    let limit = EngineOptions::default().memory_bytes_max();
+    Ok(vec![
+        Report { bar: Some(Bar::AtLeast(BRANCHES_PER_SECOND)), ..speed },
+        latency,
+        Report { bar: Some(Bar::AtMost(IDLE_KB)), ..idle },
+        Report { bar: Some(Bar::AtMost(SUSPENDED_KB)), ..suspended },
+        memory_report("branch-storm", format!("{size}, pageserver"), &peak, limit),
+    ])
+}
+
+fn one(size: String, unit: &'static str, value: f64) -> Report {
+    let mut spread = Spread::default();
+    spread.push(value);
+    Report::figure("branch-storm", size, unit, &spread)
+}
+
+fn storm(treering: &Treering, branches: u32) -> anyhow::Result<Histogram<u64>> {
+    let url = format!("{}/v1/projects/default/branches", treering.address("control_http"));
+    let (next, latencies) = (AtomicU32::new(0), Mutex::new(histogram()));
+    let client = || -> anyhow::Result<()> {
+        let http = reqwest::blocking::Client::new();
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            if n >= branches {
+                return Ok(());
+            }
+            let began = Instant::now();
+            let answer = http.post(&url).json(&json!({"name": format!("s{n}")})).send()?;
+            ensure!(answer.status().is_success(), "{}", answer.text()?);
+            latencies.lock().record(began.elapsed().as_nanos() as u64)?;
+        }
+    };
+    scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+        clients.into_iter().try_for_each(|client| {
+            client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?
+        })
+    })?;
+    Ok(latencies.into_inner())
+}
+
+/// Bytes on disk for each branch that ran, wrote a page and was stopped.
+fn suspended_bytes(treering: &Treering, count: u32, wait: Duration) -> anyhow::Result<f64> {
+    let before = settled_bytes(treering)?;
+    for n in 0..count {
+        let name = format!("s{n}");
+        treering.sql(&name, "UPDATE pgbench_branches SET bbalance = bbalance + 1 WHERE bid = 1");
+        treering.ok(&["stop", &name]);
+    }
+    sleep(wait);
+    Ok(settled_bytes(treering)?.saturating_sub(before) as f64 / f64::from(count))
+}
+
+/// Bytes on disk once they no longer change.
+fn settled_bytes(treering: &Treering) -> anyhow::Result<u64> {
+    let deadline = Instant::now() + Duration::from_secs(150);
+    let mut last = disk_bytes(&treering.data_dir())?;
+    loop {
+        sleep(Duration::from_secs(2));
+        let now = disk_bytes(&treering.data_dir())?;
+        if now == last || Instant::now() > deadline {
+            return Ok(now);
+        }
+        last = now;
+    }
+}
+
+/// The most memory that a process had, in bytes.
+fn peak_bytes(pid: i32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kib: f64 = line.split_whitespace().next().context("no number")?.parse()?;
+    Ok(kib * 1024.0)
+}
