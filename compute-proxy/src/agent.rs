@@ -104,6 +104,12 @@ impl Agent {
         endpoints.entry(timeline).or_insert_with(make).clone()
     }
 
+    /// The branch whose compute a process belongs to.
+    pub fn endpoint_of_process(&self, pid: i32) -> Option<Arc<Endpoint>> {
+        let endpoints = self.endpoints.lock();
+        endpoints.values().find(|endpoint| reap::works_in(&endpoint.dir, pid)).cloned()
+    }
+
     pub fn list(&self) -> Vec<Shown> {
         self.endpoints.lock().values().map(|endpoint| endpoint.shown()).collect()
     }

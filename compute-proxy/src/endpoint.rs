@@ -261,6 +261,11 @@ impl Compute {
         self.ready.load(Ordering::Acquire) && !*self.ended.borrow() && !self.stop.is_cancelled()
     }
 
+    /// Its socket file.
+    pub fn socket(&self) -> PathBuf {
+        self.socket_dir.join(format!(".s.PGSQL.{}", settings::SOCKET_PORT))
+    }
+
     /// Clients may come in from now on.
     pub fn set_ready(&self) {
         self.ready.store(true, Ordering::Release);

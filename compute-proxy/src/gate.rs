@@ -1,12 +1,11 @@
 //! What the client port asks for, answered by the agent: branches to computes, commits to the quorum's word.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use treering_types::{ErrorKind, Lsn};
 
 use crate::{
     agent::Agent,
-    compute::settings::SOCKET_PORT,
     endpoint::Compute,
     error::AgentError,
     wake::{BoxFuture, BranchName, CommitGate, GateError, Target, Wake, WakeError},
@@ -34,10 +33,15 @@ impl Wake for Agent {
                 }
                 _ => WakeError::Lost { branch: branch.clone(), reason: error.message },
             })?;
-            let socket = compute.socket_dir.join(format!(".s.PGSQL.{SOCKET_PORT}"));
+            let socket = compute.socket();
             let takes_clients = compute.pages.is_some();
             Ok(Target { socket, takes_clients, gate: compute })
         })
+    }
+
+    fn socket_of_backend(&self, pid: i32) -> Option<PathBuf> {
+        let endpoint = self.endpoint_of_process(pid)?;
+        Some(endpoint.current()?.socket())
     }
 }
 

@@ -30,7 +30,7 @@ use treering_wire::{
 };
 
 use crate::{
-    cancel::CancelRegistry,
+    cancel,
     compute::settings,
     relay::{self, hand},
     wake::{BranchName, BranchNameError, Target, Wake, WakeError},
@@ -51,7 +51,6 @@ const BRANCH_OPTIONS: [&str; 2] = ["branch", "treering.branch"];
 
 /// Serves the client port until `stop` is cancelled and every session has ended; dropping the future ends them at once.
 pub async fn serve(listener: TcpListener, wake: Arc<dyn Wake>, stop: CancellationToken) {
-    let cancels = CancelRegistry::default();
     let mut sessions = JoinSet::new();
     loop {
         tokio::select! {
@@ -59,10 +58,10 @@ pub async fn serve(listener: TcpListener, wake: Arc<dyn Wake>, stop: Cancellatio
             Some(_) = sessions.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((client, peer)) => {
-                    let (wake, cancels) = (wake.clone(), cancels.clone());
+                    let wake = wake.clone();
                     let full = sessions.len() >= CONNECTIONS_MAX;
                     sessions.spawn(async move {
-                        if let Err(error) = serve_client(client, wake, cancels, full).await {
+                        if let Err(error) = serve_client(client, wake, full).await {
                             tracing::debug!(%peer, "client connection ended: {error:#}");
                         }
                     });
@@ -81,7 +80,6 @@ pub async fn serve(listener: TcpListener, wake: Arc<dyn Wake>, stop: Cancellatio
 async fn serve_client(
     mut client: TcpStream,
     wake: Arc<dyn Wake>,
-    cancels: CancelRegistry,
     full: bool,
 ) -> anyhow::Result<()> {
     client.set_nodelay(true)?;
@@ -91,7 +89,9 @@ async fn serve_client(
     let startup = match opened? {
         Ok(None) => return Ok(()),
         Ok(Some(StartupPacket::Cancel(key))) => {
-            cancels.forward(&key).await?;
+            if let Some(socket) = wake.socket_of_backend(key.pid) {
+                cancel::forward(&key, &socket).await?;
+            }
             return Ok(());
         }
         Ok(Some(StartupPacket::Startup(startup))) => startup,
@@ -128,13 +128,12 @@ async fn serve_client(
     drop(input);
     if target.takes_clients {
         let Some(handed) = hand::over(client, compute, &first).await? else { return Ok(()) };
-        let _registration = cancels.register(handed.backend_pid, &target.socket);
+        tracing::debug!(backend = handed.backend_pid, "a backend has its client");
         handed.ended().await;
         return Ok(());
     }
     compute.write_all(&first).await?;
-    let session = relay::Session { socket: &target.socket, gate: &*target.gate, cancels: &cancels };
-    Ok(relay::run(&mut client, &mut compute, session).await?)
+    Ok(relay::run(&mut client, &mut compute, &*target.gate).await?)
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -70,6 +70,9 @@ pub trait Wake: Send + Sync + 'static {
         branch: &'a BranchName,
     ) -> BoxFuture<'a, Result<Target, WakeError>>;
 
+    /// The socket file of the compute whose backend this process is, for a cancel request.
+    fn socket_of_backend(&self, pid: i32) -> Option<PathBuf>;
+
     /// The branch of a connection that names none. The answer must be a valid name.
     fn default_branch(&self) -> &str {
         DEFAULT_BRANCH

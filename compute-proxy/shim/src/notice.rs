@@ -16,6 +16,8 @@ const WARNING: &[u8] = b"] 01000 ";
 /// Where in a line that can be.
 const PREFIX_BYTES_MAX: usize = 128;
 
+// Runs while this is compiled: what could panic would be an error then.
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 const fn fall_back() -> [usize; MARK.len()] {
     let mut table = [0; MARK.len()];
     let (mut at, mut length) = (1, 0);

@@ -33,13 +33,17 @@ pub fn processes_of(branch_dir: &Path) -> io::Result<Vec<Pid>> {
         };
         let by_user =
             || own_uid.is_some() && entry.metadata().is_ok_and(|meta| Some(meta.uid()) == own_uid);
-        let by_place =
-            || working_directory(pid).is_some_and(|cwd| is_run_directory(branch_dir, &cwd));
+        let by_place = || works_in(branch_dir, pid);
         if (by_user() || by_place()) && is_alive(pid) && pid != std::process::id() as i32 {
             found.extend(Pid::from_raw(pid));
         }
     }
     Ok(found)
+}
+
+/// Whether a process works in one of the branch's run directories.
+pub fn works_in(branch_dir: &Path, pid: i32) -> bool {
+    working_directory(pid).is_some_and(|cwd| is_run_directory(branch_dir, &cwd))
 }
 
 fn is_run_directory(branch_dir: &Path, cwd: &Path) -> bool {

@@ -10,17 +10,15 @@
 //! Invariants: bytes are passed on in order, each once, none changed; no byte of a CommandComplete or ReadyForQuery is passed
 //! before its check; a header is passed only as a whole; nothing is passed while held.
 
-use bytes::Bytes;
 use treering_wire::{
     WireError,
     frame::{HEADER_SIZE, Scanner, Span},
-    startup::{CANCEL_SECRET_BYTES_MAX, CancelKey},
 };
 
 /// The C function that gives up a wait for the standby.
 const ROUTINE: &[u8] = b"SyncRepWaitForLSN";
-/// Longest BackendKeyData body.
-const KEY_BYTES_MAX: usize = 4 + CANCEL_SECRET_BYTES_MAX;
+/// What a BackendKeyData begins with: the process id, big endian.
+const PID_BYTES: usize = 4;
 
 /// What to do with the input of one [`Filter::scan`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,7 +36,6 @@ pub struct Filter {
     body: Body,
     held: bool,
     backend_pid: Option<i32>,
-    new_key: Option<CancelKey>,
 }
 
 /// What the body being passed is looked at for.
@@ -47,7 +44,10 @@ enum Body {
     #[default]
     Unseen,
     Notice(NoticeFields),
-    Key(Vec<u8>),
+    Key {
+        pid: [u8; PID_BYTES],
+        seen: usize,
+    },
 }
 
 impl Filter {
@@ -76,7 +76,7 @@ impl Filter {
                         self.held = true;
                         break;
                     }
-                    self.body = Body::of(header.tag, header.body_bytes as usize);
+                    self.body = Body::of(header.tag);
                     forward += HEADER_SIZE;
                 }
                 Span::Body { bytes, last } => {
@@ -95,11 +95,6 @@ impl Filter {
         self.held = false;
     }
 
-    /// The key in a BackendKeyData that the last scan completed. It must be known before the client sees it.
-    pub fn take_key(&mut self) -> Option<CancelKey> {
-        self.new_key.take()
-    }
-
     /// The backend's process id, once it has told it.
     pub fn backend_pid(&self) -> Option<i32> {
         self.backend_pid
@@ -112,12 +107,13 @@ impl Filter {
                 fields.feed(bytes);
                 self.held = last && fields.found;
             }
-            Body::Key(body) => {
-                body.extend_from_slice(bytes);
-                if let (true, Some((pid, secret))) = (last, body.split_first_chunk()) {
-                    let pid = i32::from_be_bytes(*pid);
-                    self.backend_pid = Some(pid);
-                    self.new_key = Some(CancelKey { pid, secret: Bytes::copy_from_slice(secret) });
+            Body::Key { pid, seen } => {
+                for (to, from) in pid.iter_mut().skip(*seen).zip(bytes) {
+                    *to = *from;
+                    *seen += 1;
+                }
+                if *seen == PID_BYTES {
+                    self.backend_pid = Some(i32::from_be_bytes(*pid));
                 }
             }
         }
@@ -126,10 +122,10 @@ impl Filter {
 
 impl Body {
     #[inline]
-    fn of(tag: u8, bytes: usize) -> Body {
+    fn of(tag: u8) -> Body {
         match tag {
             b'N' => Body::Notice(NoticeFields::default()),
-            b'K' if bytes <= KEY_BYTES_MAX => Body::Key(Vec::with_capacity(bytes)),
+            b'K' => Body::Key { pid: [0; PID_BYTES], seen: 0 },
             _ => Body::Unseen,
         }
     }

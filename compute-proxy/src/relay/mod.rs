@@ -7,7 +7,7 @@
 pub mod filter;
 pub mod hand;
 
-use std::{future::pending, io, path::Path};
+use std::{future::pending, io};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -16,10 +16,7 @@ use tokio::{
 use treering_wire::WireError;
 
 use self::filter::Filter;
-use crate::{
-    cancel::{CancelRegistry, Registration},
-    wake::{CommitGate, GateError},
-};
+use crate::wake::{CommitGate, GateError};
 
 /// Read buffer for what comes from the compute: several of its own 8 KiB send buffers.
 const DOWN_BUFFER_SIZE: usize = 64 * 1024;
@@ -39,14 +36,6 @@ pub enum RelayError {
     Gate(#[from] GateError),
 }
 
-/// What a session needs beside its two connections.
-pub struct Session<'a> {
-    /// The compute's socket file, where cancel requests go.
-    pub socket: &'a Path,
-    pub gate: &'a dyn CommitGate,
-    pub cancels: &'a CancelRegistry,
-}
-
 /// Relays until the compute has closed and its last byte is with the client, or either side fails. The start-up packet
 /// has been sent to the compute before.
 ///
@@ -59,12 +48,12 @@ pub struct Session<'a> {
 pub async fn run(
     client: &mut TcpStream,
     compute: &mut UnixStream,
-    session: Session<'_>,
+    gate: &dyn CommitGate,
 ) -> Result<(), RelayError> {
     let (client_read, client_write) = client.split();
     let (compute_read, compute_write) = compute.split();
     tokio::select! {
-        ended = down(compute_read, client_write, session) => ended,
+        ended = down(compute_read, client_write, gate) => ended,
         error = up(client_read, compute_write) => Err(RelayError::Client(error)),
     }
 }
@@ -91,30 +80,26 @@ async fn up(mut client: impl AsyncRead + Unpin, mut compute: impl AsyncWrite + U
 async fn down(
     mut compute: impl AsyncRead + Unpin,
     mut client: impl AsyncWrite + Unpin,
-    session: Session<'_>,
+    gate: &dyn CommitGate,
 ) -> Result<(), RelayError> {
     let mut buffer = vec![0; DOWN_BUFFER_SIZE];
     let (mut start, mut end) = (0, 0);
     let mut filter = Filter::default();
-    let mut _registration: Option<Registration> = None;
     // A backend logs a cancelled wait before it sends the answer: what was read before the log needs no second look.
     let mut has_looked = false;
     loop {
         let step = filter.scan(&buffer[start..end], |pid| {
-            let is_cancelled = !has_looked && session.gate.drained_cancelled_waits(pid);
+            let is_cancelled = !has_looked && gate.drained_cancelled_waits(pid);
             has_looked = !is_cancelled;
             is_cancelled
         })?;
-        if let Some(key) = filter.take_key() {
-            _registration = Some(session.cancels.register(key.pid, session.socket));
-        }
         if step.forward > 0 {
             let passed = &buffer[start..start + step.forward];
             client.write_all(passed).await.map_err(RelayError::Client)?;
             start += step.forward;
         }
         if step.hold {
-            covered(session.gate, filter.backend_pid()).await?;
+            covered(gate, filter.backend_pid()).await?;
             filter.release();
             continue;
         }

@@ -239,6 +239,10 @@ impl Wake for OneServer {
             }
         })
     }
+
+    fn socket_of_backend(&self, _: i32) -> Option<PathBuf> {
+        Some(self.0.socket.clone())
+    }
 }
 
 /// The client port in front of one server.
