@@ -5,8 +5,9 @@ use std::sync::Arc;
 use treering_fs::DryFs;
 
 use super::{
+    copies::KnownCopies,
     merge::Merge,
-    past::{TimelinePast, copy_lsns},
+    past::TimelinePast,
     points::Points,
     sieve::{Rules, Sieve},
 };
@@ -32,7 +33,7 @@ impl Timeline {
     /// # Errors
     /// Corrupt, Io, Shutdown, NoTimeline when it is deleted meanwhile.
     pub(crate) fn weigh(&self, files: &LayerMap, tries: &[Points]) -> Result<Vec<u64>> {
-        let copies = copy_lsns(self, files)?;
+        let copies = KnownCopies::of(self, files)?.pinned();
         let tries: Vec<Points> =
             tries.iter().map(|points| points.and(copies.iter().copied())).collect();
         let fs = DryFs::over(Arc::clone(&self.context.fs));
