@@ -2,7 +2,7 @@
 //! that lose what was not synced, with crashes between any two effects. One seed, one run.
 //!
 //! Checked after every step: one leader a term; whatever a proposer reported as committed is in the log of
-//! every proposer elected later; acceptors agree with the committed log up to their `commit_lsn`; committed
+//! every proposer elected in a later term; acceptors agree with the committed log up to their `commit_lsn`; committed
 //! positions are record ends. At the end of each run everything heals, and one more proposer must get through.
 //!
 //! The network is harsher than TCP: messages of old connections may arrive, and late.
@@ -140,6 +140,10 @@ struct World {
     packets: Vec<Packet>,
     leaders: BTreeMap<Term, ProposerId>,
     committed: Vec<u8>,
+    /// Logs that votes were given with.
+    voted: BTreeMap<(ProposerId, Term, NodeId), Vec<u8>>,
+    /// In which term the log was committed up to which length, as it grew.
+    commits: Vec<(Term, usize)>,
     proposers_made: u8,
     faulty: bool,
     trace: u64,
@@ -164,6 +168,8 @@ impl World {
             packets: Vec::new(),
             leaders: BTreeMap::new(),
             committed: Vec::new(),
+            voted: BTreeMap::new(),
+            commits: Vec::new(),
             proposers_made: 0,
             faulty: true,
             trace: 0,
@@ -261,10 +267,14 @@ impl World {
         let holder = *self.leaders.entry(election.term).or_insert(id);
         assert_eq!(holder, id, "two leaders in term {}", election.term);
         if self.writers[index].log.is_none() {
-            let donor = self.nodes.iter().find(|node| node.id == election.donor).unwrap();
+            // As it was voted with: by now the donor may follow a later term, and hold another one.
             let end = (election.start_lsn.0 - START) as usize;
-            let log = donor.log[..end].to_vec();
-            assert!(log.starts_with(&self.committed), "{election:?} lost committed log");
+            let log = self.voted[&(id, election.term, election.donor)][..end].to_vec();
+            // Later terms may have committed before the last vote came: such a leader need not know of that, and gets nothing committed,
+            // which is checked below. What earlier terms committed it must have.
+            let earlier = self.commits.iter().filter(|(term, _)| *term < election.term);
+            let due = earlier.map(|(_, len)| *len).max().unwrap_or(0);
+            assert!(log.starts_with(&self.committed[..due]), "{election:?} lost committed log");
             self.writers[index].log = Some(log);
             self.stats.elections += 1;
             self.note(&election);
@@ -277,6 +287,7 @@ impl World {
         assert_eq!(log[..common], self.committed[..common], "committed logs part");
         if log.len() > self.committed.len() {
             self.committed = log.to_vec();
+            self.commits.push((election.term, log.len()));
             self.stats.commits += 1;
         }
     }
@@ -336,6 +347,11 @@ impl World {
 
     fn post(&mut self, node: usize, sent: Vec<(ProposerId, AcceptorMessage)>) {
         let from = self.nodes[node].id;
+        for (to, message) in &sent {
+            if let AcceptorMessage::VoteResponse(vote) = message {
+                self.voted.insert((*to, vote.term, from), self.nodes[node].log.clone());
+            }
+        }
         let packet = |(to, message)| Packet::ToProposer { from, to, message };
         self.packets.extend(sent.into_iter().map(packet));
     }
