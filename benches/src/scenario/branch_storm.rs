@@ -1,4 +1,4 @@
-//! `branch-storm`: a thousand branches of one, asked for at the REST API by a few clients at once, each answered when it is
+//! `branch-storm`: a thousand branches of one that runs, asked for at the REST API by a few clients at once, each answered when it is
 //! durable; and what they take on disk, in everything that `treering up` stores: branches that were never started, and such as
 //! wrote a page and have then been suspended for a minute.
 
@@ -31,17 +31,18 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
     };
     let treering = Treering::start();
     treering.run("pgbench", "main", &["-i", "-q", "-s", "10"]);
-    treering.ok(&["stop", "main"]);
-    let before = settled_bytes(&treering)?;
+    let before = settled_bytes(&treering, size)?;
     let began = Instant::now();
     let latencies = storm(&treering, branches)?;
     let took = began.elapsed().as_secs_f64();
-    let idle = (settled_bytes(&treering)?.saturating_sub(before)) as f64 / f64::from(branches);
+    let idle =
+        (settled_bytes(&treering, size)?.saturating_sub(before)) as f64 / f64::from(branches);
+    let full = size;
     let size = format!("{branches} branches, {CLIENTS} clients");
     let latency = Report::latency("branch-storm", size.clone(), "ms", 1e6, &latencies);
     let speed = one(size.clone(), "branches/s", f64::from(branches) / took);
     let idle = one(format!("{size}, never started"), "KB stored", idle / 1e3);
-    let suspended = suspended_bytes(&treering, written, suspended_for)? / 1e3;
+    let suspended = suspended_bytes(&treering, full, written, suspended_for)? / 1e3;
     let suspended =
         one(format!("{written} suspended after writing a page"), "KB stored", suspended);
     let mut peak = Spread::default();
@@ -88,29 +89,35 @@ fn storm(treering: &Treering, branches: u32) -> anyhow::Result<Histogram<u64>> {
 }
 
 /// Bytes on disk for each branch that ran, wrote a page and was stopped.
-fn suspended_bytes(treering: &Treering, count: u32, wait: Duration) -> anyhow::Result<f64> {
-    let before = settled_bytes(treering)?;
+fn suspended_bytes(
+    treering: &Treering,
+    size: Size,
+    count: u32,
+    wait: Duration,
+) -> anyhow::Result<f64> {
+    let before = settled_bytes(treering, size)?;
     for n in 0..count {
         let name = format!("s{n}");
         treering.sql(&name, "UPDATE pgbench_branches SET bbalance = bbalance + 1 WHERE bid = 1");
         treering.ok(&["stop", &name]);
     }
     sleep(wait);
-    Ok(settled_bytes(treering)?.saturating_sub(before) as f64 / f64::from(count))
+    Ok(disk_bytes(&treering.data_dir())?.saturating_sub(before) as f64 / f64::from(count))
 }
 
-/// Bytes on disk once they no longer change.
-fn settled_bytes(treering: &Treering) -> anyhow::Result<u64> {
-    let deadline = Instant::now() + Duration::from_secs(150);
-    let mut last = disk_bytes(&treering.data_dir())?;
-    loop {
-        sleep(Duration::from_secs(2));
+/// Bytes on disk once they have not changed for longer than open layers wait for their flush, and logs for their trimming after it.
+fn settled_bytes(treering: &Treering, size: Size) -> anyhow::Result<u64> {
+    let quiet = Duration::from_secs(if size == Size::Full { 70 } else { 2 });
+    let deadline = Instant::now() + 5 * quiet;
+    let (mut last, mut since) = (disk_bytes(&treering.data_dir())?, Instant::now());
+    while since.elapsed() < quiet && Instant::now() < deadline {
+        sleep(Duration::from_secs(1));
         let now = disk_bytes(&treering.data_dir())?;
-        if now == last || Instant::now() > deadline {
-            return Ok(now);
+        if now != last {
+            (last, since) = (now, Instant::now());
         }
-        last = now;
     }
+    Ok(last)
 }
 
 /// The most memory that a process had, in bytes.

@@ -10,8 +10,8 @@ use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 use treering_fs::create_dir_durably;
-use treering_pgfmt::change::PageChange;
-use treering_types::{Key, Lsn};
+use treering_pgfmt::{change::PageChange, wal::image::Image};
+use treering_types::{Key, Lsn, PageImage};
 
 use crate::{
     error::{EngineError, Result},
@@ -22,7 +22,7 @@ use crate::{
         writer::{LayerWriter, WriteFailure},
     },
     manifest::{Kept, RunDesc, TimelineManifest, invariants, store},
-    read::fetch,
+    read::{fetch, reconstruct::apply},
     timeline::{Phase, Timeline, is_page},
 };
 
@@ -188,11 +188,11 @@ impl Timeline {
         let chain_max = self.context.options.chain_max.max(1);
         let before = if images { self.chain_before(key, &values, chain_max) } else { 0 };
         let due = if images { images_due(before, &values, chain_max) } else { Vec::new() };
-        let mut due = due.into_iter().peekable();
+        let mut made = self.images(key, &values, &due).into_iter().peekable();
         let mut entries: Vec<Entry> = Vec::with_capacity(values.len());
         let mut chain = before;
         for (index, value) in values.into_iter().enumerate() {
-            let image = due.next_if_eq(&index).and_then(|_| self.image_at(key, value.lsn));
+            let image = made.next_if(|(at, _)| *at == index).and_then(|(_, image)| image);
             let Stored { lsn, base, bytes } = match image {
                 Some(bytes) => Stored { lsn: value.lsn, base: true, bytes },
                 None => value,
@@ -231,17 +231,54 @@ impl Timeline {
         length.unwrap_or(chain_max)
     }
 
-    /// The page after all changes at `lsn`, as a value; `None` when it cannot be made: reads will say why.
-    fn image_at(&self, key: Key, lsn: Lsn) -> Option<Bytes> {
-        let page = self.view_unchecked(lsn).and_then(|view| view.page(&key, lsn));
-        match page {
-            Ok(page) => Some(PageChange::Image(page.into()).encode()),
+    /// The page after each of the values with these indexes, as a value; `None` when it cannot be made: reads will say why.
+    fn images(&self, key: Key, values: &[Stored], due: &[usize]) -> Vec<(usize, Option<Bytes>)> {
+        let mut last = None;
+        let image = |index: &usize| match self.page_after(key, values, *index, last.take()) {
+            Ok(made) => {
+                let bytes = PageChange::Image(Image::whole(&made.page)).encode();
+                last = Some(made);
+                (*index, Some(bytes))
+            }
             Err(error) => {
                 tracing::debug!(%error, ?key, "no image in the flush");
-                None
+                (*index, None)
             }
-        }
+        };
+        due.iter().map(image).collect()
     }
+
+    /// The page after the value of this index. From `last`, if nothing has been cut off in between: each change is redone once, however
+    /// many images a page gets.
+    fn page_after(
+        &self,
+        key: Key,
+        values: &[Stored],
+        index: usize,
+        last: Option<Made>,
+    ) -> Result<Made> {
+        let lsn = values.get(index).map_or(Lsn::INVALID, |value| value.lsn);
+        let view = self.view_unchecked(lsn)?;
+        let floor = view.floor_of_page(&key, lsn)?;
+        let Some(mut made) = last.filter(|last| last.floor == floor) else {
+            return Ok(Made { index, floor, page: view.page(&key, lsn)? });
+        };
+        for value in values.get(made.index + 1..=index).unwrap_or_default() {
+            let place = (key, value.lsn);
+            apply(view.pg_major, self.id(), place, &value.bytes, &mut made.page)?;
+        }
+        made.index = index;
+        Ok(made)
+    }
+}
+
+/// A page on its way through its changes.
+struct Made {
+    /// Of the last value in it.
+    index: usize,
+    /// Of its relation's cuts, there.
+    floor: Lsn,
+    page: PageImage,
 }
 
 /// Indexes of values that an image should replace, so that no chain passes `chain_max` (by more than the changes of one LSN).

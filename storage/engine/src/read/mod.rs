@@ -124,6 +124,23 @@ impl View<'_> {
         reconstruct::page(self, chain)
     }
 
+    /// Values of a page at or below the LSN given back are not part of what a read at `lsn` sees.
+    ///
+    /// # Errors
+    /// As reads of the page: none where it does not exist.
+    pub fn floor_of_page(&self, key: &Key, lsn: Lsn) -> Result<Lsn> {
+        if key.class() != Ok(KeyClass::RelBlock) {
+            return Ok(Lsn::INVALID);
+        }
+        let rel = key.rel().ok_or(EngineError::NotAPage(*key))?;
+        let meta = self.rel_meta(rel, lsn)?.ok_or(EngineError::NoRelation { rel, lsn })?;
+        let (block, blocks) = (key.block(), meta.blocks);
+        match block < blocks {
+            true => Ok(meta.floor(block)),
+            false => Err(EngineError::NoBlock { rel, block, blocks, lsn }),
+        }
+    }
+
     /// One page from its changes up to `lsn`, whatever a relation's size: `meta` says what of them counts (none for SLRU pages).
     pub fn page_of(
         &self,

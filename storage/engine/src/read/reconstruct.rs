@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use treering_pgfmt::{change::PageChange, redo};
-use treering_types::{PAGE_SIZE, PageImage};
+use treering_pgfmt::{change::PageChange, redo, version::PgMajor};
+use treering_types::{Key, Lsn, PAGE_SIZE, PageImage, TimelineId};
 
 use super::{
     View,
     fetch::{Chain, Change},
 };
-use crate::error::{EngineError, Result};
+use crate::{
+    cache::PageKey,
+    error::{EngineError, Result},
+};
 
 /// Redoes a chain, oldest change first, from its cached base or from zeros. A page that took redo is kept in the cache.
 ///
@@ -22,7 +25,8 @@ pub(crate) fn page(view: &View<'_>, chain: Chain) -> Result<PageImage> {
         None => Box::new([0; PAGE_SIZE]),
     };
     for change in chain.changes.iter().rev() {
-        apply(view, change, &mut page)?;
+        let Change { timeline, page: PageKey { key, lsn, .. }, bytes } = change;
+        apply(view.pg_major, *timeline, (*key, *lsn), bytes, &mut page)?;
     }
     // A lone image in a cached block is as cheap as the cache itself.
     let took_redo =
@@ -33,17 +37,26 @@ pub(crate) fn page(view: &View<'_>, chain: Chain) -> Result<PageImage> {
     Ok(page)
 }
 
-fn apply(view: &View<'_>, change: &Change, page: &mut [u8; PAGE_SIZE]) -> Result<()> {
-    let (key, lsn) = (change.page.key, change.page.lsn);
-    if change.bytes.is_empty() {
+/// Redoes one stored change on the page before it.
+///
+/// # Errors
+/// A change that cannot be decoded or redone; the page is of no use then.
+pub(crate) fn apply(
+    pg_major: PgMajor,
+    timeline: TimelineId,
+    (key, lsn): (Key, Lsn),
+    bytes: &[u8],
+    page: &mut [u8; PAGE_SIZE],
+) -> Result<()> {
+    if bytes.is_empty() {
         page.fill(0);
         return Ok(());
     }
-    let decoded = PageChange::decode(&change.bytes).map_err(|error| EngineError::CorruptValue {
-        timeline: change.timeline,
+    let decoded = PageChange::decode(bytes).map_err(|error| EngineError::CorruptValue {
+        timeline,
         key,
         lsn,
         what: error.to_string(),
     })?;
-    Ok(redo::apply(view.pg_major, &key, lsn, &decoded, page)?)
+    Ok(redo::apply(pg_major, &key, lsn, &decoded, page)?)
 }
