@@ -34,6 +34,7 @@ mod read;
 pub mod record_ends;
 mod recover;
 pub mod relation;
+mod residence;
 mod scrub;
 mod tenant;
 pub mod time_index;
@@ -49,6 +50,10 @@ pub use error::{EngineError, Result};
 pub use options::EngineOptions;
 pub use record_ends::{Boundary, RecordEnds};
 pub use relation::{CopyOf, RelMeta};
+pub use residence::{
+    LayerSource, LayerState, ResidenceInfo, StoredLayer, TenantImage, TenantState, TimelineContent,
+    TimelineState,
+};
 pub use scrub::{Finding, ScrubReport};
 pub use tenant::{NewTenant, Tenant, TenantInfo};
 pub use time_index::{TimeAnswer, TimeEntry};

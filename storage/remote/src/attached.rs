@@ -178,16 +178,16 @@ impl Attached {
     }
 
     /// Steps 2 and 3: publishes a snapshot and confirms it. On return the tenant's manifest, and everything before it, may be acknowledged;
-    /// of a timeline what [`Attached::has`] says. A timeline of which layers are missing stays what it was in the last index. It may be called
-    /// again after any failure, with this snapshot or a later one.
+    /// of a timeline what [`Attached::has`] says. A timeline of which layers are missing stays what it was in the last index. `false`, and
+    /// nothing is published, while layers of a new root are missing. It may be called again after any failure, with this snapshot or a later one.
     ///
     /// # Errors
     /// `Fenced` and `Deleted` for good; `Unavailable`, `Stopping`.
-    pub fn publish(&self, snapshot: &TenantSnapshot) -> Result<()> {
+    pub fn publish(&self, snapshot: &TenantSnapshot) -> Result<bool> {
         let mut state = self.state.lock();
         self.check_usable(&state)?;
         self.settle(&mut state)?;
-        let next = self.compose(&mut state, snapshot)?;
+        let Some(next) = self.compose(&mut state, snapshot)? else { return Ok(false) };
         let current = state.index.as_ref().filter(|index| index.generation == self.generation);
         if current.is_none_or(|index| !index.says_the_same(&next.index)) {
             state.pending = Some(next);
@@ -196,7 +196,8 @@ impl Attached {
             // Handles of layers may be new: of a timeline that was opened again.
             state.layers = next.layers;
         }
-        self.confirm(&mut state)
+        self.confirm(&mut state)?;
+        Ok(true)
     }
 
     /// Deletes the tenant: publishes an index that says so, then removes everything else of it but its claims. Durable on return, though some
@@ -282,8 +283,8 @@ impl Attached {
         Index { tenant, generation, version, sequence, manifest, timelines }
     }
 
-    /// What the next index says. Puts the manifests that it names.
-    fn compose(&self, state: &mut State, snapshot: &TenantSnapshot) -> Result<Next> {
+    /// What the next index says; `None` while that would be a tenant without its root. Puts the manifests that it names.
+    fn compose(&self, state: &mut State, snapshot: &TenantSnapshot) -> Result<Option<Next>> {
         let mut timelines = BTreeMap::new();
         let mut layers = BTreeMap::new();
         for timeline in &snapshot.timelines {
@@ -291,11 +292,13 @@ impl Attached {
             if let Some((at, named)) = self.compose_timeline(state, life, timeline)? {
                 timelines.insert(timeline.timeline, at);
                 layers.insert(life, named);
+            } else if timeline.is_root {
+                return Ok(None);
             }
         }
         let manifest = Some(snapshot.manifest.clone());
         let index = self.index_after(state, snapshot.sequence, manifest, timelines);
-        Ok(Next { index, layers })
+        Ok(Some(Next { index, layers }))
     }
 
     /// `None` for a timeline that cannot be in the store yet.

@@ -40,7 +40,8 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Opens a directory, made if need be. `nonce`: tells this process from others on it.
+    /// Opens a directory, made if need be. `fs`: the file system of this machine, with the files that are uploaded and downloaded on it
+    /// too. `nonce`: tells this process from others on it.
     ///
     /// # Errors
     /// `Local`.

@@ -24,6 +24,8 @@ pub struct TenantSnapshot {
 pub struct TimelineSnapshot {
     pub timeline: TimelineId,
     pub pg_tli: u32,
+    /// Without it the tenant makes no sense: its root.
+    pub is_root: bool,
     /// The engine's count of writes of the timeline's manifest.
     pub sequence: u64,
     pub disk_consistent_lsn: Lsn,

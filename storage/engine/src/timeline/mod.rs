@@ -7,6 +7,7 @@
 mod index;
 mod read;
 mod retention;
+mod state;
 mod write;
 
 use std::{
@@ -27,12 +28,13 @@ use crate::{
     context::{Context, Traffic, TrafficInfo},
     error::{EngineError, Result},
     latch::Latch,
-    layer::{LayerOwner, file::LayerFile, open::OpenLayer},
+    layer::{LayerOwner, open::OpenLayer},
     layer_map::{LayerMap, LayerSet, Run},
     manifest::{TimelineEntry, TimelineManifest},
     progress::Progress,
     tenant::Tenant,
 };
+use state::Saved;
 use write::TipMetas;
 pub(crate) use write::is_page;
 
@@ -67,9 +69,13 @@ pub struct TimelineInfo {
     pub start_lsn: Lsn,
     pub last_record_lsn: Lsn,
     pub disk_consistent_lsn: Lsn,
+    /// `None` without a source of layers.
+    pub remote_consistent_lsn: Option<Lsn>,
     /// Layer files, and their bytes.
     pub layers: usize,
     pub layer_bytes: u64,
+    /// Of these, bytes on the local disk.
+    pub local_layer_bytes: u64,
     /// Memory in the open layer; frozen layers, and their memory.
     pub open_bytes: usize,
     pub frozen_layers: usize,
@@ -122,6 +128,10 @@ pub struct Timeline {
     pub(crate) compacting: Mutex<()>,
     /// The manifest as it is on disk; held by whoever flushes, and while a merge is published.
     pub(crate) manifest: Mutex<TimelineManifest>,
+    /// The same with its files, for those who must not wait for a flush: always as it is on disk, or as it was a moment ago.
+    saved: ArcSwap<Saved>,
+    /// The source of layers, if there is one, holds everything up to here.
+    remote_consistent: AtomicU64,
     /// Number of the next layer file. Flushes and merges take numbers as they begin, and may give them up.
     pub(crate) layer_numbers: AtomicU64,
     /// Why the last flush failed, while it may succeed later.
@@ -153,6 +163,8 @@ impl Timeline {
         let Origin { identity, ancestor, tenant, directory } = origin;
         let files = open_files(context, &directory, &manifest);
         let open = OpenLayer::new(Arc::clone(&context.open_bytes));
+        let layers = LayerSet::of_files(files, open);
+        let saved = Saved { manifest: manifest.clone(), files: Arc::clone(&layers.files) };
         let cut_off = manifest.cut_off.max(identity.start_lsn);
         Arc::new(Timeline {
             identity,
@@ -161,7 +173,7 @@ impl Timeline {
             ancestor,
             serial: context.next_serial(),
             directory,
-            layers: ArcSwap::from_pointee(LayerSet::of_files(files, open)),
+            layers: ArcSwap::from_pointee(layers),
             layers_change: Mutex::new(()),
             progress: Progress::at(manifest.disk_consistent_lsn),
             phase: AtomicU8::new(phase as u8),
@@ -173,6 +185,8 @@ impl Timeline {
             cut_off: AtomicU64::new(cut_off.0),
             tip_metas: Mutex::default(),
             manifest: Mutex::new(manifest),
+            saved: ArcSwap::from_pointee(saved),
+            remote_consistent: AtomicU64::new(0),
             flush_problem: Mutex::new(None),
             merge_problem: Mutex::new(None),
             traffic: Traffic::default(),
@@ -239,8 +253,10 @@ impl Timeline {
             start_lsn: self.start_lsn(),
             last_record_lsn: self.last_record_lsn(),
             disk_consistent_lsn,
+            remote_consistent_lsn: self.remote_consistent_lsn(),
             layers: layers.files.files().count(),
             layer_bytes: layers.files.files().map(|file| file.desc.size).sum(),
+            local_layer_bytes: layers.files.files().map(|file| file.local_bytes()).sum(),
             open_bytes: layers.open.bytes(),
             frozen_layers: layers.frozen.len(),
             frozen_bytes: layers.frozen.iter().map(|layer| layer.bytes()).sum(),
@@ -325,8 +341,7 @@ impl Drop for Timeline {
 fn open_files(context: &Context, directory: &Path, manifest: &TimelineManifest) -> LayerMap {
     let owner = LayerOwner { tenant: manifest.tenant, timeline: manifest.timeline };
     let open = |desc: &crate::layer::LayerDesc| {
-        let (fs, serial) = (context.fs.as_ref(), context.next_serial());
-        let file = LayerFile::open(fs, directory, owner, desc.clone(), serial);
+        let file = context.open_layer(directory, owner, manifest.pg_tli, desc.clone());
         if let Some(error) = file.broken() {
             tracing::error!(%error, timeline = %manifest.timeline, "layer cannot be read");
         }

@@ -55,6 +55,7 @@ impl Node {
         let timeline = TimelineSnapshot {
             timeline: TIMELINE,
             pg_tli: 1,
+            is_root: true,
             sequence,
             disk_consistent_lsn: Lsn(sequence * 100),
             content: Some(Content { manifest, layers }),
@@ -73,7 +74,7 @@ impl Node {
     fn all(&mut self, sequence: u64, numbers: &[u64]) -> Result<()> {
         let snapshot = self.snapshot(sequence, numbers);
         self.upload(&snapshot)?;
-        self.attached.publish(&snapshot)
+        self.attached.publish(&snapshot).map(|published| assert!(published))
     }
 }
 
@@ -130,6 +131,9 @@ fn what_is_published_is_found_and_what_it_replaced_goes() {
 fn a_timeline_waits_for_its_layers_and_others_do_not() {
     let store = SimStore::new();
     let mut a = node(&store, 1);
+    let snapshot = a.snapshot(4, &[1]);
+    assert!(!a.attached.publish(&snapshot).unwrap(), "a tenant without its root");
+    assert!(objects(&store, "/indexes/").is_empty());
     a.all(5, &[1]).unwrap();
     let snapshot = a.snapshot(6, &[1, 2]);
     a.attached.publish(&snapshot).unwrap();
