@@ -3,7 +3,8 @@
 use std::{io, time::Duration};
 
 use treering_engine::EngineError;
-use treering_types::{ErrorKind, Lsn, TimelineId};
+use treering_remote::RemoteError;
+use treering_types::{ErrorKind, Lsn, TenantId, TimelineId};
 use treering_wire::WireError;
 
 use crate::{cluster_state::LoadError, import::ImportError};
@@ -13,6 +14,14 @@ use crate::{cluster_state::LoadError, import::ImportError};
 pub enum ServiceError {
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// Done here, and not yet in the object store.
+    #[error(
+        "tenant {tenant}: the object store did not take it within {waited:?}{}; ask again",
+        .failure.as_ref().map(|failure| format!(": {failure}")).unwrap_or_default()
+    )]
+    NotPublished { tenant: TenantId, waited: Duration, failure: Option<String> },
     #[error(transparent)]
     Import(#[from] ImportError),
     #[error("control state: {0}")]
@@ -61,6 +70,8 @@ impl ServiceError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             ServiceError::Engine(error) => error.kind(),
+            ServiceError::Remote(error) => error.kind(),
+            ServiceError::NotPublished { .. } => ErrorKind::Unavailable,
             ServiceError::Import(error) => error.kind(),
             ServiceError::Load(error) => error.kind(),
             ServiceError::WaitTimedOut { .. } => ErrorKind::NotYet,

@@ -4,8 +4,8 @@
 //! backups over the Postgres protocol ([`page_service`], [`basebackup`]), makes new clusters ([`import`]), and
 //! is administered over HTTP ([`http`]). It does not know computes, branches by name, or users.
 //!
-//! Everything it holds on local disk can be made again from the safekeeper's WAL above `disk_consistent_lsn` and the layer
-//! files below it: a crash at any moment loses nothing.
+//! Everything it holds on local disk can be made again from the safekeeper's WAL above `remote_consistent_lsn` and the object store
+//! ([`remote`]) below it: a crash at any moment loses nothing, and neither does the loss of that disk.
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ pub mod live;
 mod metrics;
 mod options;
 pub mod page_service;
+pub mod remote;
 pub mod service;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -66,6 +67,7 @@ pub async fn run(
     faces.spawn(page_service::run(Arc::clone(&service), pg));
     faces.spawn(ingest::poll::run(Arc::clone(&service)));
     faces.spawn(Arc::clone(&service).expire_leases());
+    faces.spawn(Arc::clone(&service).bound_layer_cache());
     let serving = http::run(Arc::clone(&service), http);
     faces.spawn(async move {
         if let Err(error) = serving.await {
@@ -91,11 +93,16 @@ async fn stop(service: &Arc<Service>, mut faces: JoinSet<()>) {
         faces.abort_all();
     }
     let engine = Arc::clone(&service.engine);
+    let remote = service.remote.clone();
     let flushing = tokio::task::spawn_blocking(move || engine.flush_all());
     match timeout(FLUSH_TIMEOUT, flushing).await {
         Ok(Ok(Ok(()))) => {}
         Ok(Ok(Err(error))) => tracing::warn!(%error, "flush at stop"),
         Ok(Err(error)) => tracing::warn!(%error, "flush at stop"),
         Err(_) => tracing::info!("flush at stop takes too long; the rest is ingested again"),
+    }
+    // What is not uploaded now is uploaded after the next start; its WAL is kept until then.
+    if let Some(remote) = remote {
+        remote.stop();
     }
 }

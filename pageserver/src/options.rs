@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use treering_engine::EngineOptions;
+use treering_remote::Location;
 
 /// Addresses, places and bounds.
 #[derive(Clone, Debug)]
@@ -20,6 +21,12 @@ pub struct PageserverOptions {
     /// Directories with stock Postgres's programs, before Debian's and `PATH`.
     pub pg_bin_dirs: Vec<PathBuf>,
     pub engine: EngineOptions,
+    /// The object store that outlives the data directory; `None`: the local disk holds all there is.
+    pub object_store: Option<Location>,
+    /// Layer files on the local disk beyond this are evicted once the store has them.
+    pub layer_cache_bytes: Option<u64>,
+    /// How long a branch or a deletion waits until the object store has it.
+    pub publish_wait_max: Duration,
     /// How long a page request or base backup waits for WAL that was not ingested yet.
     pub wait_lsn_max: Duration,
     /// How often the safekeeper is asked for timelines with new WAL.
@@ -46,6 +53,9 @@ impl PageserverOptions {
             safekeeper_pg: safekeeper_pg.into(),
             pg_bin_dirs: Vec::new(),
             engine: EngineOptions::default(),
+            object_store: None,
+            layer_cache_bytes: None,
+            publish_wait_max: Duration::from_secs(30),
             wait_lsn_max: Duration::from_secs(30),
             poll_interval: Duration::from_secs(1),
             lsn_lease_length: Duration::from_secs(600),

@@ -14,10 +14,16 @@ use tokio::{
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
-use treering_engine::{Boundary, Engine, EngineOptions, NewTenant, Tenant};
+use treering_engine::{
+    Boundary, Engine, EngineError, EngineOptions, LayerSource, NewTenant, Tenant,
+};
 use treering_fs::RealFs;
 use treering_pgfmt::version::PgMajor;
-use treering_types::{Lsn, TenantId, TimelineId};
+use treering_remote::{
+    identity::Identity,
+    retry::{Asking, Patience},
+};
+use treering_types::{ErrorKind, Lsn, TenantId, TimelineId};
 
 use crate::{
     clock,
@@ -26,6 +32,7 @@ use crate::{
     live::LiveTimeline,
     metrics::Metrics,
     options::PageserverOptions,
+    remote::Remote,
 };
 
 /// Blocking calls (engine reads and writes, imports) at once.
@@ -33,6 +40,10 @@ const BLOCKING_MAX: usize = 64;
 /// Leases that ran out are let go of after a tenth of their length, within these bounds.
 const EXPIRE_MIN: Duration = Duration::from_millis(100);
 const EXPIRE_MAX: Duration = Duration::from_secs(30);
+/// Between two looks at the cache of layer files.
+const CACHE_TICK: Duration = Duration::from_secs(1);
+/// Between two tries to attach while the object store does not answer at the start.
+const ATTACH_PAUSE: Duration = Duration::from_secs(2);
 /// Base backups at once; the others wait their turn.
 const BACKUPS_MAX: usize = 8;
 
@@ -47,6 +58,8 @@ pub struct Branched {
 pub struct Service {
     pub options: PageserverOptions,
     pub engine: Arc<Engine>,
+    /// The object store; `None` when the local disk holds all there is.
+    pub remote: Option<Arc<Remote>>,
     pub metrics: Metrics,
     templates: Templates,
     live: Mutex<HashMap<(TenantId, TimelineId), Arc<LiveTimeline>>>,
@@ -71,11 +84,17 @@ impl Service {
         // No gc before every holder of a lease has had time to come again.
         let gc_delay = options.lsn_lease_length;
         let engine_options = EngineOptions { gc_delay, ..options.engine.clone() };
-        let engine = Engine::open(Arc::new(RealFs), &root, engine_options)?;
+        let remote = open_remote(&options)?;
+        let source = remote.clone().map(|remote| remote as Arc<dyn LayerSource>);
+        let engine = Engine::open_with_source(Arc::new(RealFs), &root, engine_options, source)?;
+        if let Some(remote) = &remote {
+            attach_all(remote, &engine, &options, &cancel)?;
+        }
         let templates = Templates::new(&options.data_dir, options.pg_bin_dirs.clone());
         Ok(Arc::new(Service {
             options,
             engine,
+            remote,
             metrics: Metrics::default(),
             templates,
             live: Mutex::default(),
@@ -121,6 +140,44 @@ impl Service {
                 live.leases.expire(Instant::now(), |lsns| live.timeline.set_leases(lsns));
             }
         }
+    }
+
+    /// Keeps the layer files on the local disk within their bound, until the service stops.
+    pub(crate) async fn bound_layer_cache(self: Arc<Self>) {
+        let Some(bytes_max) = self.options.layer_cache_bytes.filter(|_| self.remote.is_some())
+        else {
+            return;
+        };
+        while self.cancel.run_until_cancelled(sleep(CACHE_TICK)).await.is_some() {
+            let engine = Arc::clone(&self.engine);
+            let shrunk = self.blocking(move || engine.shrink_layers(bytes_max)).await;
+            if let Err(error) = shrunk {
+                tracing::warn!(%error, "layer files are not evicted");
+            }
+        }
+    }
+
+    /// Waits until what the tenant's manifest says now would outlive the local disk.
+    ///
+    /// # Errors
+    /// `Fenced` when another pageserver has the tenant, `NotPublished`.
+    async fn wait_published(&self, tenant: TenantId) -> Result<(), ServiceError> {
+        let Some(remote) = &self.remote else { return Ok(()) };
+        let tenant = self.engine.tenant(tenant)?;
+        remote.wait_published(&tenant, self.options.publish_wait_max).await
+    }
+
+    /// Waits until the store has all that is flushed of a timeline.
+    ///
+    /// # Errors
+    /// As [`Service::wait_published`].
+    async fn wait_stored(&self, live: &LiveTimeline) -> Result<(), ServiceError> {
+        let Some(remote) = &self.remote else { return Ok(()) };
+        let tenant = live.tenant_id();
+        let remote = remote.tenant(tenant).ok_or(EngineError::NoTenant(tenant))?;
+        let flushed = live.timeline.disk_consistent_lsn();
+        let is_stored = |_: &_| live.timeline.durable_lsn() >= flushed;
+        remote.wait(self.options.publish_wait_max, is_stored).await
     }
 
     /// Asks the safekeeper for new WAL now rather than at the next poll.
@@ -176,14 +233,21 @@ impl Service {
         id: TenantId,
         pg_major: PgMajor,
     ) -> Result<Arc<Tenant>, ServiceError> {
-        let engine = Arc::clone(&self.engine);
-        self.blocking(move || {
+        let service = Arc::clone(self);
+        let tenant = self.blocking(move || {
+            let engine = &service.engine;
             // The identifier is drawn once; asked again, the tenant keeps its own.
             let kept = engine.tenant(id).ok().map(|tenant| tenant.properties().system_id);
             let system_id = kept.unwrap_or_else(clock::fresh_system_id);
-            engine.create_tenant(NewTenant { id, pg_major, system_id })
-        })
-        .await
+            let new = NewTenant { id, pg_major, system_id };
+            match &service.remote {
+                None => Ok(engine.create_tenant(new)?),
+                Some(remote) => remote.create_tenant(new),
+            }
+        });
+        let tenant = tenant.await?;
+        self.wait_published(id).await?;
+        Ok(tenant)
     }
 
     /// Imports the template of the tenant's major as its root timeline. The same call again answers with the root
@@ -207,7 +271,10 @@ impl Service {
             Ok::<_, ServiceError>(())
         })
         .await?;
-        self.live(tenant, timeline)
+        let live = self.live(tenant, timeline)?;
+        self.wait_published(tenant).await?;
+        self.wait_stored(&live).await?;
+        Ok(live)
     }
 
     /// Forks `new` from `ancestor` at the last record end at or before `at` (`None`: at what is ingested now),
@@ -233,6 +300,7 @@ impl Service {
             Ok::<_, ServiceError>(())
         })
         .await?;
+        self.wait_published(tenant).await?;
         Ok(Branched { live: self.live(tenant, new)?, asked })
     }
 
@@ -260,12 +328,20 @@ impl Service {
         timeline: TimelineId,
     ) -> Result<(), ServiceError> {
         let service = Arc::clone(self);
-        self.blocking(move || {
+        let deleted = self.blocking(move || {
             service.engine.tenant(tenant)?.delete_timeline(timeline)?;
             service.forget(|key| *key == (tenant, timeline));
             Ok::<_, ServiceError>(())
-        })
-        .await
+        });
+        match deleted.await {
+            // Perhaps by an earlier call that nobody heard the end of: "gone" is said only once it is so for good.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.wait_published(tenant).await?;
+                Err(error)
+            }
+            Err(error) => Err(error),
+            Ok(()) => self.wait_published(tenant).await,
+        }
     }
 
     /// Deletes a tenant with all its timelines.
@@ -275,7 +351,10 @@ impl Service {
     pub async fn delete_tenant(self: &Arc<Self>, tenant: TenantId) -> Result<(), ServiceError> {
         let service = Arc::clone(self);
         self.blocking(move || {
-            service.engine.delete_tenant(tenant)?;
+            match &service.remote {
+                None => service.engine.delete_tenant(tenant)?,
+                Some(remote) => remote.delete_tenant(tenant)?,
+            }
             service.forget(|key| key.0 == tenant);
             Ok::<_, ServiceError>(())
         })
@@ -300,4 +379,37 @@ pub(crate) fn boundary_at(live: &LiveTimeline, lsn: Lsn) -> Result<Boundary, Ser
     let found = live.timeline.record_boundary(lsn)?;
     let (timeline, start_lsn) = (live.id(), live.timeline.start_lsn());
     found.ok_or(ServiceError::BeforeStart { timeline, lsn, start_lsn })
+}
+
+/// The object store, if one is wanted. Its identity is written down before anything is claimed.
+fn open_remote(options: &PageserverOptions) -> Result<Option<Arc<Remote>>, ServiceError> {
+    let Some(location) = &options.object_store else { return Ok(None) };
+    let fs = Arc::new(RealFs);
+    let identity = Identity::begin(fs.as_ref(), &options.data_dir, rand::random)?;
+    let store = location.open(fs.clone(), rand::random())?;
+    let asking = Asking::new(Patience::DEFAULT);
+    Ok(Some(Remote::new(fs, store, asking, identity, true)))
+}
+
+/// Attaches all tenants; waits for a store that does not answer.
+fn attach_all(
+    remote: &Arc<Remote>,
+    engine: &Arc<Engine>,
+    options: &PageserverOptions,
+    cancel: &CancellationToken,
+) -> Result<(), ServiceError> {
+    loop {
+        match remote.attach_all(engine) {
+            Ok(()) => {
+                remote.settle_identity(&options.data_dir);
+                return Ok(());
+            }
+            Err(error) if cancel.is_cancelled() => return Err(error),
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                tracing::warn!(%error, store = remote.describe(), "waiting for the object store");
+                std::thread::sleep(ATTACH_PAUSE);
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }

@@ -11,6 +11,7 @@ pub mod lazy;
 pub mod ledger;
 pub mod pages;
 pub mod processes;
+pub mod s3;
 pub mod storage;
 pub mod verify;
 
@@ -39,6 +40,7 @@ pub struct Treering {
     up: Child,
     /// Of `treering up`, beside the addresses.
     options: Vec<String>,
+    environment: Vec<(&'static str, String)>,
     pub port: u16,
     pub running: Value,
 }
@@ -76,6 +78,14 @@ impl Treering {
 
     /// The same with options of `treering up`.
     pub fn start_with(options: &[impl AsRef<str>]) -> Treering {
+        Treering::start_in(options, Vec::new())
+    }
+
+    /// The same with more in its environment.
+    pub fn start_in(
+        options: &[impl AsRef<str>],
+        environment: Vec<(&'static str, String)>,
+    ) -> Treering {
         let dir = tempfile::Builder::new()
             .prefix("treering-test-")
             .tempdir()
@@ -84,8 +94,9 @@ impl Treering {
         let port = free_port();
         let options: Vec<String> =
             options.iter().map(|option| option.as_ref().to_owned()).collect();
-        let up = spawn_up(dir.path(), port, &options);
-        let mut treering = Treering { dir: Some(dir), up, options, port, running: Value::Null };
+        let up = spawn_up(dir.path(), port, &options, &environment);
+        let running = Value::Null;
+        let mut treering = Treering { dir: Some(dir), up, options, environment, port, running };
         treering.wait_until_ready();
         treering
     }
@@ -125,7 +136,7 @@ impl Treering {
     /// Starts it again on the same directory and port.
     pub fn start_again(&mut self) {
         let _ = fs::remove_file(self.data_dir().join("running.json"));
-        self.up = spawn_up(self.root(), self.port, &self.options);
+        self.up = spawn_up(self.root(), self.port, &self.options, &self.environment);
         self.wait_until_ready();
     }
 
@@ -265,13 +276,19 @@ impl Treering {
     }
 }
 
-fn spawn_up(root: &Path, port: u16, options: &[String]) -> Child {
+fn spawn_up(
+    root: &Path,
+    port: u16,
+    options: &[String],
+    environment: &[(&'static str, String)],
+) -> Child {
     let log = File::options().create(true).append(true).open(root.join("up.log")).expect("log");
     Command::new(binary())
         .arg("--data-dir")
         .arg(root.join("data"))
         .args(["up", "--listen-http", "127.0.0.1:0", "--listen", &format!("127.0.0.1:{port}")])
         .args(options)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("log"))
         .stderr(log)

@@ -14,6 +14,7 @@ mod leases;
 mod output;
 mod pages;
 mod service;
+mod store;
 mod up;
 
 use clap::Parser;

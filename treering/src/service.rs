@@ -12,7 +12,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use treering_types::NodeId;
 
-use crate::{cli::loopback, history::HistoryArgs, leases::LeaseArgs, pages::PageArgs};
+use crate::{
+    cli::loopback, history::HistoryArgs, leases::LeaseArgs, pages::PageArgs, store::StoreArgs,
+};
 
 /// Set by `up` to its process id in the environment of the services it starts: they leave Ctrl-C and a closed
 /// terminal to it, and end when it does.
@@ -54,6 +56,8 @@ pub enum ServiceCommand {
         leases: LeaseArgs,
         #[command(flatten)]
         history: HistoryArgs,
+        #[command(flatten)]
+        store: StoreArgs,
     },
     /// Run computes on this machine and let clients in.
     Agent {
@@ -177,12 +181,16 @@ async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Resu
             pg_bin_dir,
             leases,
             history,
+            store,
         } => {
+            let object_store = store.location(&data_dir)?;
             let mut options = treering_pageserver::PageserverOptions {
                 listen_pg,
                 listen_http,
                 pg_bin_dirs: pg_bin_dir.into_iter().collect(),
                 lsn_lease_length: leases.lsn_lease_length,
+                object_store,
+                layer_cache_bytes: store.layer_cache_bytes(),
                 ..treering_pageserver::PageserverOptions::new(
                     data_dir,
                     safekeeper_http,

@@ -33,6 +33,7 @@ use crate::{
     history::HistoryArgs,
     leases::LeaseArgs,
     pages::PageArgs,
+    store::StoreArgs,
 };
 use keeper::Keeper;
 use plan::Plan;
@@ -64,6 +65,8 @@ pub struct UpArgs {
     leases: LeaseArgs,
     #[command(flatten)]
     history: HistoryArgs,
+    #[command(flatten)]
+    store: StoreArgs,
 }
 
 /// Runs until Ctrl-C, SIGTERM or SIGHUP. Whatever it refuses is refused before anything is written.

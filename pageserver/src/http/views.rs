@@ -50,6 +50,9 @@ pub(super) struct TimelineView {
     commit_lsn: Option<Lsn>,
     last_record_lsn: Lsn,
     disk_consistent_lsn: Lsn,
+    /// In the object store; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remote_consistent_lsn: Option<Lsn>,
     /// Committed and not ingested.
     ingest_lag_bytes: u64,
     ingesting: bool,
@@ -60,6 +63,8 @@ pub(super) struct TimelineView {
     cut_off_lsn: Lsn,
     layers: usize,
     layer_bytes: u64,
+    /// Of these, bytes on the local disk.
+    local_layer_bytes: u64,
     /// Runs of layers: how many a read may have to look at.
     runs: usize,
     /// What the next merge would read, and about how much nobody can ask for any more.
@@ -97,6 +102,7 @@ impl From<&LiveTimeline> for TimelineView {
             commit_lsn: commit_lsn.is_valid().then_some(commit_lsn),
             last_record_lsn: info.last_record_lsn,
             disk_consistent_lsn: info.disk_consistent_lsn,
+            remote_consistent_lsn: info.remote_consistent_lsn,
             ingest_lag_bytes: commit_lsn.bytes_since(info.last_record_lsn).unwrap_or(0),
             ingesting: live.is_ingesting(),
             ingest_error: live.ingest_status().error,
@@ -104,6 +110,7 @@ impl From<&LiveTimeline> for TimelineView {
             cut_off_lsn: info.cut_off,
             layers: info.layers,
             layer_bytes: info.layer_bytes,
+            local_layer_bytes: info.local_layer_bytes,
             runs: info.runs,
             compaction_due_bytes: info.compaction_due_bytes,
             garbage_bytes: info.garbage_bytes,

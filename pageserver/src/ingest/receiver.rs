@@ -1,7 +1,7 @@
 //! The replication client: one connection, one timeline.
 //!
 //! Reads as much as has arrived, applies it at once as one batch, reports `last_record_lsn` as written and applied and
-//! `disk_consistent_lsn` as flushed: the safekeeper keeps WAL from there on. While a batch is applied the socket's
+//! `remote_consistent_lsn` as flushed (`disk_consistent_lsn` without an object store): the safekeeper keeps WAL from there on. While a batch is applied the socket's
 //! buffer is the only read-ahead; it bounds memory.
 
 use std::{io, sync::Arc, time::Duration};
@@ -274,7 +274,7 @@ impl<'a> Receiver<'a> {
 
     fn position(&self) -> (Lsn, Lsn) {
         let timeline = &self.live.timeline;
-        (timeline.last_record_lsn(), timeline.disk_consistent_lsn())
+        (timeline.last_record_lsn(), timeline.durable_lsn())
     }
 
     async fn report_if_due(&mut self) -> Result<(), ReceiveError> {

@@ -1,6 +1,7 @@
 //! What all timelines of one engine share: file system, bounds, caches, the bells of its threads, the memory gauge.
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -9,8 +10,15 @@ use std::{
 };
 
 use treering_fs::FileSystem;
+use treering_types::TenantId;
 
-use crate::{background::Bell, cache::Caches, options::EngineOptions};
+use crate::{
+    background::Bell,
+    cache::Caches,
+    layer::{LayerDesc, LayerOwner, file::LayerFile},
+    options::EngineOptions,
+    residence::Residence,
+};
 
 /// Bytes of layer files since the engine was opened.
 #[derive(Default)]
@@ -51,6 +59,8 @@ pub struct TrafficInfo {
 pub(crate) struct Context {
     pub fs: Arc<dyn FileSystem>,
     pub options: EngineOptions,
+    /// Where layers come from that are not here; `None` when the local disk holds all.
+    pub residence: Option<Arc<Residence>>,
     pub caches: Caches,
     pub flush_bell: Bell,
     pub compaction_bell: Bell,
@@ -64,11 +74,16 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub fn new(fs: Arc<dyn FileSystem>, options: EngineOptions) -> Context {
+    pub fn new(
+        fs: Arc<dyn FileSystem>,
+        options: EngineOptions,
+        residence: Option<Arc<Residence>>,
+    ) -> Context {
         let caches = Caches::new(options.page_cache_bytes, options.block_cache_bytes);
         Context {
             fs,
             options,
+            residence,
             caches,
             flush_bell: Bell::default(),
             compaction_bell: Bell::default(),
@@ -77,6 +92,30 @@ impl Context {
             serials: AtomicU64::new(1),
             opened_at: Instant::now(),
             stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// Opens a layer of a timeline; one that is elsewhere is fetched when it is needed.
+    pub fn open_layer(
+        &self,
+        directory: &Path,
+        owner: LayerOwner,
+        pg_tli: u32,
+        desc: LayerDesc,
+    ) -> LayerFile {
+        let serial = self.next_serial();
+        match &self.residence {
+            None => LayerFile::open(self.fs.as_ref(), directory, owner, desc, serial),
+            Some(residence) => {
+                LayerFile::open_at_home(residence, directory, owner, pg_tli, (desc, serial))
+            }
+        }
+    }
+
+    /// Tells the source of layers, if there is one, that something of a tenant is durable.
+    pub fn changed(&self, tenant: TenantId) {
+        if let Some(residence) = &self.residence {
+            residence.changed(tenant);
         }
     }
 

@@ -25,6 +25,7 @@ use crate::{
     error::{EngineError, Result},
     options::EngineOptions,
     recover,
+    residence::{LayerSource, Residence, ResidenceInfo, TenantImage},
     tenant::{NewTenant, Tenant},
     timeline::Timeline,
 };
@@ -53,10 +54,24 @@ impl Engine {
         root: &Path,
         options: EngineOptions,
     ) -> Result<Arc<Engine>> {
+        Engine::open_with_source(fs, root, options, None)
+    }
+
+    /// The same with a local disk that is only a cache: layers that are not there come from `source`.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_with_source(
+        fs: Arc<dyn FileSystem>,
+        root: &Path,
+        options: EngineOptions,
+        source: Option<Arc<dyn LayerSource>>,
+    ) -> Result<Arc<Engine>> {
         create_dir_durably(fs.as_ref(), root)
             .map_err(|error| EngineError::io("creating", root, error))?;
         let background = options.background;
-        let context = Arc::new(Context::new(fs, options));
+        let residence = source.map(|source| Arc::new(Residence::new(Arc::clone(&fs), source)));
+        let context = Arc::new(Context::new(fs, options, residence));
         let tenants = open_tenants(&context, root)?;
         let engine = Arc::new(Engine {
             root: root.to_owned(),
@@ -109,6 +124,51 @@ impl Engine {
         let renamed = fs.rename(&directory, &gone).and_then(|()| fs.sync_dir(&self.root));
         renamed.map_err(|error| EngineError::io("renaming", directory, error))?;
         recover::remove_directory(fs, &gone)
+    }
+
+    /// Opens a tenant that a source had; durable on return. Layers come when they are needed.
+    ///
+    /// # Errors
+    /// Conflict when there is such a tenant here, Corrupt for an image that cannot be, NewerFormat, Io.
+    pub fn install_tenant(&self, id: TenantId, image: &TenantImage) -> Result<Arc<Tenant>> {
+        let _changing = self.changing.lock();
+        if self.tenant(id).is_ok() {
+            return Err(EngineError::TenantExists(id));
+        }
+        let directory = recover::install(self.context.fs.as_ref(), &self.root, id, image)?;
+        let tenant = open_tenant(&self.context, &directory, id)?;
+        let tenant = tenant.ok_or(EngineError::NoTenant(id))?;
+        self.tenants.write().insert(id, Arc::clone(&tenant));
+        Ok(tenant)
+    }
+
+    /// Evicts layers that the source holds, least recently used first, until those on the local disk take at most `bytes_max`, or
+    /// none can be evicted any more. Returns the bytes that are left.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn shrink_layers(&self, bytes_max: u64) -> Result<u64> {
+        let mut left = 0;
+        let mut evictable = Vec::new();
+        for timeline in self.timelines() {
+            for file in timeline.layers().files.files() {
+                left += file.local_bytes();
+                evictable.extend(file.evictable_since().map(|use_| (use_, Arc::clone(file))));
+            }
+        }
+        evictable.sort_by_key(|(last_use, _)| *last_use);
+        for (_, file) in evictable {
+            if left <= bytes_max {
+                break;
+            }
+            left = left.saturating_sub(file.evict()?);
+        }
+        Ok(left)
+    }
+
+    /// What the cache of layer files has done; zeros without a source.
+    pub fn residence(&self) -> ResidenceInfo {
+        self.context.residence.as_ref().map(|residence| residence.info()).unwrap_or_default()
     }
 
     /// # Errors
@@ -177,7 +237,8 @@ fn open_tenants(context: &Arc<Context>, root: &Path) -> Result<BTreeMap<TenantId
     let mut tenants = BTreeMap::new();
     for name in recover::list(context.fs.as_ref(), root)? {
         let directory = root.join(&name);
-        if name.ends_with(recover::DELETED_SUFFIX) {
+        let unfinished = name.ends_with(recover::INSTALLING_SUFFIX);
+        if unfinished || name.ends_with(recover::DELETED_SUFFIX) {
             recover::remove_directory(context.fs.as_ref(), &directory)?;
         } else if let Ok(id) = name.parse::<TenantId>()
             && let Some(tenant) = open_tenant(context, &directory, id)?

@@ -44,6 +44,12 @@ pub enum EngineError {
     NoPage { key: Key, lsn: Lsn },
     #[error("{0:?} is no page key")]
     NotAPage(Key),
+    /// A layer that is not on the local disk, and cannot be had now.
+    #[error("{} cannot be fetched: {cause}", path.display())]
+    NotFetched { path: PathBuf, cause: String },
+    /// It has to be unarchived first.
+    #[error("timeline {0} is archived")]
+    Archived(TimelineId),
     /// Bytes that fail their check: which file, where, and what is wrong.
     #[error("{} is corrupt at offset {offset}: {what}", path.display())]
     Corrupt { path: PathBuf, offset: u64, what: String },
@@ -80,6 +86,7 @@ impl EngineError {
             | EngineError::TimelineExists(_)
             | EngineError::RootExists { .. }
             | EngineError::Importing { .. }
+            | EngineError::Archived(_)
             | EngineError::HasChildren { .. }
             | EngineError::NewerFormat { .. } => ErrorKind::Conflict,
             EngineError::NotYet { .. } => ErrorKind::NotYet,
@@ -87,6 +94,7 @@ impl EngineError {
             EngineError::NotAPage(_) | EngineError::BadBatch { .. } => ErrorKind::Invalid,
             EngineError::Redo(error) => redo_kind(&error.reason),
             EngineError::Corrupt { .. } | EngineError::CorruptValue { .. } => ErrorKind::Corrupt,
+            EngineError::NotFetched { .. } => ErrorKind::Unavailable,
             EngineError::Latched { .. } | EngineError::Io { .. } => ErrorKind::Io,
             EngineError::Shutdown => ErrorKind::Shutdown,
         }

@@ -21,6 +21,7 @@ use crate::{
         open::{OpenLayer, Stored},
         writer::{LayerWriter, WriteFailure},
     },
+    layer_map::Run,
     manifest::{Kept, RunDesc, TimelineManifest, invariants, store},
     read::{fetch, reconstruct::apply},
     timeline::{Phase, Timeline, is_page},
@@ -88,6 +89,7 @@ impl Timeline {
             }
         }
         self.change_layers(|layers| layers.with_flushed(frozen, file.clone()));
+        self.note_saved(manifest);
         self.progress.set_disk_consistent_lsn(end_lsn);
         let bytes = file.map_or(0, |file| file.desc.size);
         self.traffic.count_flush(bytes);
@@ -139,6 +141,15 @@ impl Timeline {
         }
     }
 
+    /// The same for layers that may be elsewhere, or not come back.
+    pub(crate) fn retire_layers(&self, runs: &[Run]) {
+        for layer in runs.iter().flat_map(|run| &run.layers) {
+            if let Err(error) = layer.retire(self.context.fs.as_ref()) {
+                tracing::warn!(%error, "a layer file that nothing names is left until the next start");
+            }
+        }
+    }
+
     fn ensure_directory(&self) -> Result<()> {
         let fs = self.context.fs.as_ref();
         create_dir_durably(fs, &self.directory).map_err(|error| {
@@ -155,8 +166,7 @@ impl Timeline {
         let number = self.next_layer_number();
         let desc = self.write_values(number, frozen).map_err(|failure| self.refuse(failure))?;
         let Some(desc) = desc else { return Ok(None) };
-        let (fs, serial) = (self.context.fs.as_ref(), self.context.next_serial());
-        let file = LayerFile::open(fs, &self.directory, self.owner(), desc, serial);
+        let file = self.open_layer(desc);
         match file.broken() {
             None => Ok(Some(Arc::new(file))),
             Some(error) => Err(self.latch.close(error)),

@@ -35,6 +35,7 @@ mod read;
 pub mod record_ends;
 mod recover;
 pub mod relation;
+mod residence;
 mod scrub;
 mod size;
 mod tenant;
@@ -52,6 +53,10 @@ pub use error::{EngineError, Result};
 pub use options::EngineOptions;
 pub use record_ends::{Boundary, RecordEnds};
 pub use relation::{CopyOf, RelMeta};
+pub use residence::{
+    LayerSource, LayerState, ResidenceInfo, StoredLayer, TenantImage, TenantState, TimelineContent,
+    TimelineState,
+};
 pub use scrub::{Finding, Leftover, Relative, ScrubReport, Span, scrub_directory};
 pub use size::{Pin, TimelineSize};
 pub use tenant::{NewTenant, Tenant, TenantInfo};

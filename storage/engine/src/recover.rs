@@ -3,17 +3,24 @@
 //! Only names of our own making are removed: timeline directories, layer files, `.tmp` files and `.deleted` directories.
 //! A manifest that cannot be read stops the opening; nothing is ever cleared away on its account.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
-use treering_fs::FileSystem;
+use treering_fs::{FileSystem, create_dir_durably};
 use treering_types::{TenantId, TimelineId};
 
 use crate::{
     error::{EngineError, Result},
+    latch::Latch,
     layer::LAYER_SUFFIX,
     manifest::{MANIFEST_FILE, TenantManifest, TimelineManifest, invariants, store},
+    residence::TenantImage,
 };
 
+/// Suffix of a tenant's directory while it is put together.
+pub(crate) const INSTALLING_SUFFIX: &str = ".installing";
 /// Suffix of a tenant's directory once the tenant is deleted.
 pub(crate) const DELETED_SUFFIX: &str = ".deleted";
 
@@ -39,6 +46,50 @@ pub(crate) fn judge_tenant(
     }
     invariants::tenant(&manifest).map_err(corrupt)?;
     Ok(Some(manifest))
+}
+
+/// Puts a tenant's directory together from manifests that a source had: whole under its name, or not there. Returns it.
+///
+/// # Errors
+/// Corrupt for manifests that are not those of this tenant, NewerFormat, Io.
+pub(crate) fn install(
+    fs: &dyn FileSystem,
+    root: &Path,
+    id: TenantId,
+    image: &TenantImage,
+) -> Result<PathBuf> {
+    let directory = root.join(id.to_string());
+    let installing = root.join(format!("{id}{INSTALLING_SUFFIX}"));
+    let corrupt = |what: &str| EngineError::corrupt(&directory, 0, what);
+    let mut tenant: TenantManifest =
+        store::decode_file(&directory.join(MANIFEST_FILE), &image.manifest)?;
+    if tenant.tenant != id {
+        return Err(corrupt("the manifest belongs to another tenant"));
+    }
+    let flushed: BTreeSet<TimelineId> = image.timelines.iter().map(|(id, _)| *id).collect();
+    for (timeline, entry) in &mut tenant.timelines {
+        if entry.flushed && !flushed.contains(timeline) {
+            // Its first flush had not come so far: it begins at its fork again.
+            entry.ancestor.ok_or_else(|| corrupt("the root's manifest is missing"))?;
+            entry.flushed = false;
+        }
+    }
+    let io = |error| EngineError::io("creating", &installing, error);
+    remove_directory(fs, &installing)?;
+    create_dir_durably(fs, &installing).map_err(io)?;
+    let save_failed = |failure: store::SaveFailure| failure.latch(&Latch::default());
+    for (timeline, bytes) in &image.timelines {
+        if !tenant.timelines.contains_key(timeline) {
+            continue;
+        }
+        let place = installing.join(timeline.to_string());
+        let manifest: TimelineManifest = store::decode_file(&place.join(MANIFEST_FILE), bytes)?;
+        create_dir_durably(fs, &place).map_err(io)?;
+        store::save(fs, &place, &manifest).map_err(save_failed)?;
+    }
+    store::save(fs, &installing, &tenant).map_err(save_failed)?;
+    fs.rename(&installing, &directory).and_then(|()| fs.sync_dir(root)).map_err(io)?;
+    Ok(directory)
 }
 
 /// The manifest of a timeline, its directory rid of files that no manifest names. `empty`: its state if never flushed.

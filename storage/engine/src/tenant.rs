@@ -22,6 +22,7 @@ use crate::{
     manifest::{TenantManifest, TimelineEntry, TimelineManifest, invariants, store},
     read::ancestry::Lineages,
     recover,
+    residence::TenantState,
     timeline::{Origin, Phase, Timeline, TimelineIdentity},
 };
 
@@ -197,6 +198,56 @@ impl Tenant {
         self.timelines.read().values().cloned().collect()
     }
 
+    /// The tenant as it is on disk, consistent in itself: what its timelines have given up, no branch that it names needs. `with_content`: of
+    /// which timelines manifest and layers are wanted, by Postgres's number and the count of writes.
+    ///
+    /// # Errors
+    /// NotFound when it is deleted.
+    pub fn state(
+        &self,
+        with_content: impl Fn(TimelineId, u32, u64) -> bool,
+    ) -> Result<TenantState> {
+        loop {
+            // The tenant's manifest first: what it says of a timeline then holds of that timeline's manifest, or of an older one.
+            let named = {
+                let state = self.state.lock();
+                self.check_usable(&state)?;
+                state.manifest.clone()
+            };
+            let timelines: Vec<_> = {
+                let timelines = self.timelines.read();
+                named.timelines.keys().filter_map(|id| timelines.get(id).cloned()).collect()
+            };
+            let (mut flushed, mut unflushed) = (Vec::new(), Vec::new());
+            for timeline in &timelines {
+                let (id, pg_tli) = (timeline.id(), timeline.identity().pg_tli);
+                match timeline.state(|sequence| with_content(id, pg_tli, sequence)) {
+                    Some(state) => flushed.push(state),
+                    None => unflushed.push(Arc::clone(timeline)),
+                }
+            }
+            // A timeline that is deleted meanwhile frees what its ancestors kept for it: then the two do not belong together. One
+            // that is just becoming visible, or was made again, is looked at again.
+            let now = self.state.lock();
+            let still = |(id, entry): (&TimelineId, &TimelineEntry)| {
+                let now = now.manifest.timelines.get(id);
+                now.is_some_and(|now| now.pg_tli == entry.pg_tli)
+            };
+            if timelines.len() == named.timelines.len() && named.timelines.iter().all(still) {
+                let manifest = store::encode_file(&named);
+                let (sequence, timelines) = (named.sequence, flushed);
+                return Ok(TenantState { sequence, manifest, timelines, unflushed });
+            }
+            drop(now);
+            std::thread::yield_now();
+        }
+    }
+
+    /// Counts the writes of the tenant's manifest: what is acknowledged rests on this one or an earlier one.
+    pub fn sequence(&self) -> u64 {
+        self.state.lock().manifest.sequence
+    }
+
     /// Timelines that are being imported.
     pub(crate) fn importing(&self) -> Vec<Arc<Timeline>> {
         self.importing.read().values().cloned().collect()
@@ -246,6 +297,7 @@ impl Tenant {
         })?;
         importing.set_phase(Phase::Live);
         self.show(importing);
+        self.context.changed(self.id());
         self.importing.write().remove(&id);
         Ok(())
     }
@@ -358,6 +410,7 @@ impl Tenant {
         store::save(self.context.fs.as_ref(), &self.directory, &next)
             .map_err(|failure| failure.latch(&self.latch))?;
         state.manifest = next;
+        self.context.changed(self.id());
         Ok(())
     }
 

@@ -296,6 +296,19 @@ impl FileSystem for CrashFs {
         state.change_names(changes)
     }
 
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.check_up()?;
+        let inode = state.file(from)?;
+        if state.live.contains_key(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        if !state.directory_exists(parent_of(to)) {
+            return Err(missing());
+        }
+        state.change_names(vec![(to.to_path_buf(), Some(Entry::File(inode)))])
+    }
+
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
         state.check_up()?;

@@ -36,6 +36,10 @@ impl FileSystem for DryFs {
         Ok(())
     }
 
+    fn hard_link(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
     fn remove_file(&self, _path: &Path) -> io::Result<()> {
         Ok(())
     }

@@ -20,6 +20,7 @@ pub enum Call {
     SetLen(u64),
     Sync,
     Rename,
+    Link,
     Remove,
     CreateDir,
     SyncDir,
@@ -86,6 +87,11 @@ impl<F: FileSystem> FileSystem for FaultyFs<F> {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.check(Call::Rename, to)?;
         self.inner.rename(from, to)
+    }
+
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.check(Call::Link, to)?;
+        self.inner.hard_link(from, to)
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {

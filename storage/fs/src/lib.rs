@@ -48,6 +48,9 @@ pub trait FileSystem: Send + Sync + 'static {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>>;
     /// Renames a file or directory, replacing a file of the new name atomically.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file a second name, which must be new (`AlreadyExists` otherwise): the way to create a name with all its bytes, or not
+    /// at all. Durable after [`FileSystem::sync_dir`] of the new name's directory. `CrossesDevices` between file systems.
+    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file; open handles keep working.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
     /// Creates a directory and its missing parents; no error when it is there. None is durable before each

@@ -38,6 +38,13 @@ fn behaves_as_a_file_system(fs: &dyn FileSystem, root: &Path) {
     write_atomically(fs, &dir.join("y"), b"").unwrap();
     assert_eq!(fs.list(&dir).unwrap(), ["x", "y"]);
     assert_eq!(fs.file_len(&dir.join("y")).unwrap(), 0);
+    fs.hard_link(&dir.join("x"), &dir.join("z")).unwrap();
+    let taken = fs.hard_link(&dir.join("x"), &dir.join("y")).unwrap_err();
+    assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+    let missing = fs.hard_link(&dir.join("none"), &dir.join("w")).unwrap_err();
+    assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    fs.remove_file(&dir.join("z")).unwrap();
+    assert_eq!(fs.file_len(&dir.join("x")).unwrap(), 8);
     fs.rename(&root.join("a"), &root.join("c")).unwrap();
     assert!(!fs.exists(&dir).unwrap());
     assert_eq!(fs.file_len(&root.join("c/b/x")).unwrap(), 8);
@@ -66,6 +73,19 @@ fn synced_bytes_need_a_synced_name() {
     assert_eq!(content(&fs.crash(0), "/d/named"), Some(b"1".to_vec()));
     assert_eq!(content(&fs.crash(0), "/d/unnamed"), None);
     assert_eq!(content(&fs.crash(u64::MAX), "/d/unnamed"), Some(b"2".to_vec()));
+}
+
+#[test]
+fn a_second_name_needs_its_own_sync() {
+    let fs = CrashFs::new();
+    write(&fs, "/x", b"1").sync_data().unwrap();
+    fs.hard_link(Path::new("/x"), Path::new("/y")).unwrap();
+    assert_eq!(content(&fs.crash(0), "/y"), None);
+    fs.sync_dir(Path::new("/")).unwrap();
+    fs.remove_file(Path::new("/x")).unwrap();
+    fs.sync_dir(Path::new("/")).unwrap();
+    assert_eq!(content(&fs.crash(0), "/x"), None);
+    assert_eq!(content(&fs.crash(0), "/y"), Some(b"1".to_vec()));
 }
 
 #[test]

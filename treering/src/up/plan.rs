@@ -73,6 +73,7 @@ impl Plan {
         pageserver.extend(bin.clone());
         pageserver.extend(arguments.leases.arguments());
         pageserver.extend(arguments.history.arguments());
+        pageserver.extend(arguments.store.arguments(&data_dir.0)?);
         plan.add(data_dir, "pageserver", pageserver);
         let mut agent = vec![
             ("--listen-clients", r.client_address.clone()),

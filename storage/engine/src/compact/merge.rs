@@ -53,7 +53,7 @@ impl RunReader {
     fn next_block(&mut self) -> Result<bool> {
         loop {
             if let Some(layer) = &self.layer {
-                // A layer that cannot be opened has no blocks: it must not pass for an empty one.
+                // A layer that cannot be opened must not pass for an empty one.
                 if let Some(error) = layer.broken() {
                     return Err(error);
                 }

@@ -107,11 +107,8 @@ impl<'t> Output<'t> {
     /// # Errors
     /// What is wrong with a file.
     pub fn open(&self) -> Result<Written> {
-        let context = &self.timeline.context;
         let open = |desc: &LayerDesc| {
-            let (fs, serial) = (context.fs.as_ref(), context.next_serial());
-            let (directory, owner) = (&self.timeline.directory, self.timeline.owner());
-            let file = LayerFile::open(fs, directory, owner, desc.clone(), serial);
+            let file = self.timeline.open_layer(desc.clone());
             file.broken().map_or(Ok(Arc::new(file)), Err)
         };
         let layers: Result<Vec<_>> = self.done.iter().map(open).collect();

@@ -255,8 +255,9 @@ impl Timeline {
             saved?;
             let run = (!is_empty).then_some(run);
             self.change_layers(|layers| layers.with_merged(&numbers, run));
+            self.note_saved(&manifest);
         }
-        self.remove_layers(merged.iter().flat_map(names));
+        self.retire_layers(merged);
         Ok(())
     }
 }

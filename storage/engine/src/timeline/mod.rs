@@ -7,6 +7,7 @@
 mod index;
 mod read;
 mod retention;
+mod state;
 mod write;
 
 use std::{
@@ -27,13 +28,14 @@ use crate::{
     context::{Context, Traffic, TrafficInfo},
     error::{EngineError, Result},
     latch::Latch,
-    layer::{LayerOwner, file::LayerFile, open::OpenLayer},
+    layer::{LayerOwner, open::OpenLayer},
     layer_map::{LayerMap, LayerSet, Run},
     manifest::{TimelineEntry, TimelineManifest},
     progress::Progress,
     read::ancestry::{Group, Lineages},
     tenant::Tenant,
 };
+use state::Saved;
 use write::TipMetas;
 pub(crate) use write::is_page;
 
@@ -68,9 +70,13 @@ pub struct TimelineInfo {
     pub start_lsn: Lsn,
     pub last_record_lsn: Lsn,
     pub disk_consistent_lsn: Lsn,
+    /// `None` without a source of layers.
+    pub remote_consistent_lsn: Option<Lsn>,
     /// Layer files, and their bytes.
     pub layers: usize,
     pub layer_bytes: u64,
+    /// Of these, bytes on the local disk.
+    pub local_layer_bytes: u64,
     /// Memory in the open layer; frozen layers, and their memory.
     pub open_bytes: usize,
     pub frozen_layers: usize,
@@ -127,6 +133,10 @@ pub struct Timeline {
     pub(crate) compacting: Mutex<()>,
     /// The manifest as it is on disk; held by whoever flushes, and while a merge is published.
     pub(crate) manifest: Mutex<TimelineManifest>,
+    /// The same with its files, for those who must not wait for a flush: always as it is on disk, or as it was a moment ago.
+    saved: ArcSwap<Saved>,
+    /// The source of layers, if there is one, holds everything up to here.
+    remote_consistent: AtomicU64,
     /// Number of the next layer file. Flushes and merges take numbers as they begin, and may give them up.
     pub(crate) layer_numbers: AtomicU64,
     /// The cut-off at which compaction last looked for copied relations without pages of their own.
@@ -163,6 +173,8 @@ impl Timeline {
         let Origin { identity, ancestor, tenant, lineages, directory } = origin;
         let files = open_files(context, &directory, &manifest);
         let open = OpenLayer::new(Arc::clone(&context.open_bytes));
+        let layers = LayerSet::of_files(files, open);
+        let saved = Saved { manifest: manifest.clone(), files: Arc::clone(&layers.files) };
         let cut_off = manifest.cut_off.max(identity.start_lsn);
         Arc::new(Timeline {
             identity,
@@ -173,7 +185,7 @@ impl Timeline {
             lineages,
             group: Mutex::default(),
             directory,
-            layers: ArcSwap::from_pointee(LayerSet::of_files(files, open)),
+            layers: ArcSwap::from_pointee(layers),
             layers_change: Mutex::new(()),
             progress: Progress::at(manifest.disk_consistent_lsn),
             phase: AtomicU8::new(phase as u8),
@@ -187,6 +199,8 @@ impl Timeline {
             manifest: Mutex::new(manifest),
             copies_looked_at: AtomicU64::new(0),
             copies_stay: AtomicBool::new(false),
+            saved: ArcSwap::from_pointee(saved),
+            remote_consistent: AtomicU64::new(0),
             flush_problem: Mutex::new(None),
             merge_problem: Mutex::new(None),
             traffic: Traffic::default(),
@@ -258,8 +272,10 @@ impl Timeline {
             start_lsn: self.start_lsn(),
             last_record_lsn: self.last_record_lsn(),
             disk_consistent_lsn,
+            remote_consistent_lsn: self.remote_consistent_lsn(),
             layers: layers.files.files().count(),
             layer_bytes: layers.files.files().map(|file| file.desc.size).sum(),
+            local_layer_bytes: layers.files.files().map(|file| file.local_bytes()).sum(),
             open_bytes: layers.open.bytes(),
             frozen_layers: layers.frozen.len(),
             frozen_bytes: layers.frozen.iter().map(|layer| layer.bytes()).sum(),
@@ -350,8 +366,7 @@ impl Drop for Timeline {
 fn open_files(context: &Context, directory: &Path, manifest: &TimelineManifest) -> LayerMap {
     let owner = LayerOwner { tenant: manifest.tenant, timeline: manifest.timeline };
     let open = |desc: &crate::layer::LayerDesc| {
-        let (fs, serial) = (context.fs.as_ref(), context.next_serial());
-        let file = LayerFile::open(fs, directory, owner, desc.clone(), serial);
+        let file = context.open_layer(directory, owner, manifest.pg_tli, desc.clone());
         if let Some(error) = file.broken() {
             tracing::error!(%error, timeline = %manifest.timeline, "layer cannot be read");
         }

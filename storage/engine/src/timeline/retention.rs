@@ -182,7 +182,9 @@ impl Timeline {
             retained.raise(cut_off);
             self.cut_off.store(cut_off.0, Ordering::SeqCst);
         }
-        self.change_manifest(&mut manifest, |_| ())
+        self.change_manifest(&mut manifest, |_| ())?;
+        self.note_saved(&manifest);
+        Ok(())
     }
 }
 
