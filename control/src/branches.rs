@@ -146,6 +146,7 @@ impl Branches {
             created_at: now,
             updated_at: now,
             stopped: false,
+            archived: false,
             deleting: false,
         };
         self.store.put_branch(&project.id, &branch)?;
@@ -183,6 +184,10 @@ impl Branches {
         let at = request.at.as_deref().map(|text| at::parse(text, Timestamp::now())).transpose()?;
         let _changing = self.changing.lock().await;
         let source = self.branch(&project, request.source_branch.as_deref().unwrap_or(""))?;
+        if source.archived {
+            let why = format!("branch \"{}\" is archived", source.name);
+            return Err(ApiError::refused(why).hint("unarchive it first"));
+        }
         let exists = self.store.branch(&project.id, &request.name).map_err(ApiError::internal)?;
         if let Some(existing) = exists {
             if request.if_not_exists && !existing.deleting {
@@ -318,6 +323,7 @@ impl Branches {
         let resting = if branch.stopped { "stopped" } else { "suspended" };
         let state = match compute {
             _ if branch.deleting => "deleting",
+            _ if branch.archived => "archived",
             Some(compute) if compute.state != "stopped" => &compute.state,
             _ => resting,
         };
@@ -384,6 +390,11 @@ impl Branches {
     /// Starts the compute of a branch and waits until it takes connections. A stopped branch wakes again after.
     pub async fn start(&self, project_id: &str, name: &str) -> Result<BranchView, ApiError> {
         let project = self.project(project_id)?;
+        if self.branch(&project, name)?.archived {
+            let why = format!("branch \"{name}\" is archived");
+            let hint = format!("`treering branch unarchive {name}` first");
+            return Err(ApiError::refused(why).hint(hint));
+        }
         let branch = self.set_stopped(&project, name, false).await?;
         self.peers.start_compute(project.tenant_id, branch.timeline_id).await?;
         self.get(project_id, name).await
@@ -395,6 +406,63 @@ impl Branches {
         let branch = self.set_stopped(&project, name, true).await?;
         self.peers.stop_compute(project.tenant_id, branch.timeline_id).await?;
         self.get(project_id, name).await
+    }
+
+    /// Archives a branch: its compute stops, its pages are in the object store alone. Cut short, it is archived by the same call again.
+    pub async fn archive(&self, project_id: &str, name: &str) -> Result<BranchView, ApiError> {
+        let project = self.project(project_id)?;
+        if name == project.default_branch {
+            return Err(ApiError::refused(format!("branch \"{name}\" is the default branch")));
+        }
+        let branch = self.set_stopped(&project, name, true).await?;
+        self.peers.stop_compute(project.tenant_id, branch.timeline_id).await?;
+        let _changing = self.changing.lock().await;
+        self.check_no_branches_in_use(&project, name)?;
+        // What was committed last is to be in the store too.
+        let end = self.peers.barrier(project.tenant_id, branch.timeline_id).await?;
+        self.peers.archive(project.tenant_id, branch.timeline_id, end).await?;
+        self.record_archived(&project, name, true)
+    }
+
+    /// Makes an archived branch usable again. It stays stopped until it is started.
+    pub async fn unarchive(&self, project_id: &str, name: &str) -> Result<BranchView, ApiError> {
+        let project = self.project(project_id)?;
+        let _changing = self.changing.lock().await;
+        let branch = self.branch(&project, name)?;
+        if let Some(parent) = &branch.parent
+            && self.recorded(&project, parent)?.archived
+        {
+            let why = format!("branch \"{name}\" reads from \"{parent}\", which is archived");
+            return Err(ApiError::refused(why).hint(format!("unarchive \"{parent}\" first")));
+        }
+        self.peers.unarchive(project.tenant_id, branch.timeline_id).await?;
+        self.record_archived(&project, name, false)
+    }
+
+    fn record_archived(
+        &self,
+        project: &Project,
+        name: &str,
+        archived: bool,
+    ) -> Result<BranchView, ApiError> {
+        let mut branch = self.branch(project, name)?;
+        if branch.archived != archived {
+            branch.archived = archived;
+            branch.updated_at = Timestamp::now();
+            self.store.put_branch(&project.id, &branch).map_err(ApiError::internal)?;
+        }
+        Ok(self.view(project, &branch, &HashMap::new()))
+    }
+
+    fn check_no_branches_in_use(&self, project: &Project, name: &str) -> Result<(), ApiError> {
+        let all = self.store.branches(&project.id).map_err(ApiError::internal)?;
+        let used = all.iter().filter(|b| b.parent.as_deref() == Some(name) && !b.archived);
+        let used: Vec<_> = used.map(|b| format!("\"{}\"", b.name)).collect();
+        if used.is_empty() {
+            return Ok(());
+        }
+        let why = format!("branch \"{name}\" has branches that read from it: {}", used.join(", "));
+        Err(ApiError::refused(why).hint("archive those first"))
     }
 
     /// Records the intention. The agent is asked afterwards: it may take long, and asks us for the branch.

@@ -36,6 +36,9 @@ pub struct Branch {
     pub updated_at: Timestamp,
     /// The user stopped it: connecting does not wake it.
     pub stopped: bool,
+    /// Kept in the object store alone; it has to be unarchived before it is used.
+    #[serde(default)]
+    pub archived: bool,
     /// A deletion is under way; only `reconcile` and `delete` may still touch it.
     pub deleting: bool,
 }

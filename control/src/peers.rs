@@ -155,6 +155,22 @@ impl Peers {
         Ok(())
     }
 
+    /// Archives a timeline once the pageserver has ingested `end`.
+    pub async fn archive(
+        &self,
+        tenant: TenantId,
+        id: TimelineId,
+        end: Lsn,
+    ) -> Result<(), ApiError> {
+        let url = format!("{}/{id}/archive?wait_lsn={end}", self.timelines(tenant));
+        self.call::<Value>(Method::POST, url, None).await.map(drop)
+    }
+
+    pub async fn unarchive(&self, tenant: TenantId, id: TimelineId) -> Result<(), ApiError> {
+        let url = format!("{}/{id}/unarchive", self.timelines(tenant));
+        self.call::<Value>(Method::POST, url, None).await.map(drop)
+    }
+
     fn compute(&self, tenant: TenantId, id: TimelineId) -> String {
         format!("{}/v1/tenant/{tenant}/timeline/{id}/compute", self.agent)
     }

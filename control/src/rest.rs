@@ -33,6 +33,8 @@ pub fn router(branches: Arc<Branches>) -> Router {
         .route(branch, get(show).delete(delete))
         .route(&format!("{branch}/start"), post(start))
         .route(&format!("{branch}/stop"), post(stop))
+        .route(&format!("{branch}/archive"), post(archive))
+        .route(&format!("{branch}/unarchive"), post(unarchive))
         .route(&format!("{branch}/connection"), get(connection))
         .fallback(|| async { ApiError::not_found("there is no such path in this API") })
         .with_state(branches)
@@ -131,6 +133,20 @@ async fn stop(
     Path((project, name)): Path<(String, String)>,
 ) -> Answer<BranchView> {
     to_the_end(async move { branches.stop(&project, &name).await }).await.map(Json)
+}
+
+async fn archive(
+    State(branches): App,
+    Path((project, name)): Path<(String, String)>,
+) -> Answer<BranchView> {
+    to_the_end(async move { branches.archive(&project, &name).await }).await.map(Json)
+}
+
+async fn unarchive(
+    State(branches): App,
+    Path((project, name)): Path<(String, String)>,
+) -> Answer<BranchView> {
+    to_the_end(async move { branches.unarchive(&project, &name).await }).await.map(Json)
 }
 
 async fn connection(

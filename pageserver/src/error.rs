@@ -22,6 +22,8 @@ pub enum ServiceError {
         .failure.as_ref().map(|failure| format!(": {failure}")).unwrap_or_default()
     )]
     NotPublished { tenant: TenantId, waited: Duration, failure: Option<String> },
+    #[error("archiving needs an object store")]
+    NoObjectStore,
     #[error(transparent)]
     Import(#[from] ImportError),
     #[error("control state: {0}")]
@@ -71,6 +73,7 @@ impl ServiceError {
         match self {
             ServiceError::Engine(error) => error.kind(),
             ServiceError::Remote(error) => error.kind(),
+            ServiceError::NoObjectStore => ErrorKind::Conflict,
             ServiceError::NotPublished { .. } => ErrorKind::Unavailable,
             ServiceError::Import(error) => error.kind(),
             ServiceError::Load(error) => error.kind(),

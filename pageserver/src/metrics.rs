@@ -16,9 +16,91 @@ use prometheus_client::{
 };
 use treering_engine::Engine;
 
+use crate::remote::{Remote, TenantRemote};
+
 /// 10 µs to 10 s.
 fn latency() -> Histogram {
     Histogram::new(exponential_buckets(10e-6, 2.0, 20))
+}
+
+/// The object store and the cache before it.
+#[derive(Debug)]
+struct StoreMetrics {
+    queue_layers: Gauge<u64, AtomicU64>,
+    queue_bytes: Gauge<u64, AtomicU64>,
+    garbage_objects: Gauge<u64, AtomicU64>,
+    fenced_tenants: Gauge<u64, AtomicU64>,
+    layer_cache_bytes: Gauge<u64, AtomicU64>,
+    /// In the order of [`STORE_COUNTERS`].
+    counters: Vec<Counter>,
+}
+
+const STORE_COUNTERS: [(&str, &str); 8] = [
+    ("remote_requests", "Requests to the object store"),
+    ("remote_failures", "Requests to the object store that failed, tried again or not"),
+    ("remote_uploaded_bytes", "Bytes of layers uploaded"),
+    ("remote_downloaded_bytes", "Bytes of layers downloaded"),
+    ("remote_published_indexes", "Indexes published"),
+    ("remote_deleted_objects", "Objects deleted"),
+    ("evicted_bytes", "Bytes of layer files evicted from the local disk"),
+    ("failed_fetches", "Fetches of evicted layers that failed"),
+];
+
+impl StoreMetrics {
+    fn new(registry: &mut Registry) -> StoreMetrics {
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::<u64, AtomicU64>::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let queue_layers = gauge("remote_queue_layers", "Layers that wait to be uploaded");
+        let queue_bytes = gauge("remote_queue_bytes", "Bytes of layers that wait to be uploaded");
+        let garbage_objects = gauge("remote_garbage_objects", "Objects that wait to be deleted");
+        let fenced_tenants =
+            gauge("remote_fenced_tenants", "Tenants that another pageserver has taken over");
+        let layer_cache_bytes = gauge("layer_cache_bytes", "Layer files on the local disk");
+        let counters = STORE_COUNTERS.map(|(name, help)| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        });
+        let counters = counters.into();
+        StoreMetrics {
+            queue_layers,
+            queue_bytes,
+            garbage_objects,
+            fenced_tenants,
+            layer_cache_bytes,
+            counters,
+        }
+    }
+
+    fn update(&self, engine: &Engine, remote: Option<&Remote>) {
+        let local = engine.timelines().iter().map(|at| at.info().local_layer_bytes).sum();
+        self.layer_cache_bytes.set(local);
+        let Some(remote) = remote else { return };
+        let tenants = remote.tenants();
+        let sum = |of: fn(&TenantRemote) -> u64| tenants.iter().map(|tenant| of(tenant)).sum();
+        self.queue_layers.set(sum(|tenant| tenant.queued_layers.load(Ordering::Relaxed)));
+        self.queue_bytes.set(sum(|tenant| tenant.queued_bytes.load(Ordering::Relaxed)));
+        self.garbage_objects.set(sum(|tenant| tenant.attached.garbage_count() as u64));
+        self.fenced_tenants.set(sum(|tenant| u64::from(tenant.attached.is_fenced())));
+        let (asked, cache) = (&remote.asking.counters, engine.residence());
+        let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counted = [
+            now(&asked.requests),
+            now(&asked.failures),
+            now(&asked.uploaded_bytes),
+            now(&asked.downloaded_bytes),
+            now(&asked.published_indexes),
+            now(&asked.deleted_objects),
+            cache.evicted_bytes,
+            cache.failed_fetches,
+        ];
+        for (counter, count) in self.counters.iter().zip(counted) {
+            counter.inner().fetch_max(count, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Counters that events move; gauges are computed when asked for.
@@ -45,6 +127,7 @@ pub struct Metrics {
     compaction_read_bytes: Counter,
     compaction_written_bytes: Counter,
     open_bytes: Gauge<u64, AtomicU64>,
+    store: StoreMetrics,
     registry: Arc<Registry>,
 }
 
@@ -99,7 +182,9 @@ impl Default for Metrics {
         let help = "Bytes of layer files written by compaction";
         registry.register("compaction_written_bytes", help, compaction_written_bytes.clone());
         registry.register("open_bytes", "Memory in open and frozen layers", open_bytes.clone());
+        let store = StoreMetrics::new(&mut registry);
         Metrics {
+            store,
             ingested_bytes,
             ingest_failures,
             pages_served,
@@ -128,7 +213,13 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Everything, in the OpenMetrics text format.
-    pub fn text(&self, engine: &Engine, ingest_lag_bytes: u64, leases: usize) -> String {
+    pub fn text(
+        &self,
+        engine: &Engine,
+        remote: Option<&Remote>,
+        ingest_lag_bytes: u64,
+        leases: usize,
+    ) -> String {
         let infos: Vec<_> = engine.timelines().iter().map(|timeline| timeline.info()).collect();
         self.timelines.set(infos.len() as i64);
         self.ingest_lag_bytes.set(ingest_lag_bytes);
@@ -150,6 +241,7 @@ impl Metrics {
         self.layer_bytes.set(infos.iter().map(|info| info.layer_bytes).sum());
         self.open_bytes
             .set(infos.iter().map(|info| (info.open_bytes + info.frozen_bytes) as u64).sum());
+        self.store.update(engine, remote);
         let mut out = String::new();
         match encode(&mut out, &self.registry) {
             Ok(()) => out,

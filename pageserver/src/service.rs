@@ -344,6 +344,58 @@ impl Service {
         }
     }
 
+    /// Archives a timeline: all of it that is ingested is in the object store, none of its layers on the local disk. What is committed
+    /// after that stays with the safekeeper until the timeline is unarchived.
+    ///
+    /// # Errors
+    /// Conflict while branches of it are not archived, or without an object store; `NotPublished`.
+    pub async fn archive_timeline(
+        self: &Arc<Self>,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> Result<(), ServiceError> {
+        if self.remote.is_none() {
+            return Err(ServiceError::NoObjectStore);
+        }
+        let live = self.live(tenant, timeline)?;
+        if !live.timeline.is_archived() {
+            let flushed = Arc::clone(&live);
+            self.blocking(move || flushed.timeline.flush()).await?;
+            self.wait_stored(&live).await?;
+        }
+        let service = Arc::clone(self);
+        self.blocking(move || {
+            service.engine.tenant(tenant)?.archive_timeline(timeline)?;
+            service.forget(|key| *key == (tenant, timeline));
+            Ok::<_, ServiceError>(())
+        })
+        .await?;
+        self.wait_published(tenant).await?;
+        let archived = self.engine.timeline(tenant, timeline)?;
+        self.blocking(move || archived.evict_all()).await.map(drop)
+    }
+
+    /// Makes an archived timeline usable again. Its layers are fetched as they are read.
+    ///
+    /// # Errors
+    /// Conflict while what it was forked from is archived; `NotPublished`.
+    pub async fn unarchive_timeline(
+        self: &Arc<Self>,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> Result<(), ServiceError> {
+        let service = Arc::clone(self);
+        self.blocking(move || {
+            service.engine.tenant(tenant)?.unarchive_timeline(timeline)?;
+            service.forget(|key| *key == (tenant, timeline));
+            Ok::<_, ServiceError>(())
+        })
+        .await?;
+        self.wait_published(tenant).await?;
+        self.poke();
+        Ok(())
+    }
+
     /// Deletes a tenant with all its timelines.
     ///
     /// # Errors

@@ -108,6 +108,8 @@ async fn a_bucket_is_the_truth_and_the_disk_a_cache() {
     assert_eq!(names, ["main", "dev"], "nothing deleted is back");
     whole(&treering, "main").await;
     whole(&treering, "dev").await;
+    tokio::task::block_in_place(|| archived(&mut treering, &s3));
+    assert_eq!(["main", "dev"].map(|branch| history(&treering, branch)), before);
     tokio::task::block_in_place(|| {
         pgbench(&treering, "main", "2");
         treering.ok(&["branch", "create", "late"]);
@@ -122,6 +124,28 @@ async fn a_bucket_is_the_truth_and_the_disk_a_cache() {
         settle(&treering, "main");
     });
     whole(&treering, "late").await;
+}
+
+/// A branch is archived, survives a new machine in that state, and is what it was once it is unarchived.
+fn archived(treering: &mut Treering, s3: &S3) {
+    treering.ok(&["branch", "create", "twig", "--from", "dev"]);
+    let refused = treering.cli(&["branch", "archive", "dev"]);
+    assert_eq!(refused.status.code(), Some(5), "{}", String::from_utf8_lossy(&refused.stderr));
+    treering.ok(&["branch", "delete", "twig", "--yes"]);
+    treering.ok(&["branch", "archive", "dev"]);
+    treering.ok(&["branch", "archive", "dev"]);
+    let state = |treering: &Treering| treering.json(&["branch", "get", "dev"])["state"].clone();
+    assert_eq!(state(treering), "archived");
+    let there = detail(treering, "dev").expect("dev");
+    assert_eq!((&there["archived"], &there["local_layer_bytes"]), (&true.into(), &0.into()));
+    let start = treering.cli(&["start", "dev"]);
+    assert_eq!(start.status.code(), Some(5), "{}", String::from_utf8_lossy(&start.stderr));
+    treering.ok(&["doctor"]);
+    wipe(treering);
+    assert_eq!(state(treering), "archived");
+    assert!(s3.contents().0 > 0);
+    treering.ok(&["branch", "unarchive", "dev"]);
+    treering.ok(&["start", "dev"]);
 }
 
 /// The bucket goes away under load: commits and reads of what is here go on, branches wait, and nothing is lost; then all is as before.

@@ -143,6 +143,10 @@ pub enum BranchCommand {
         #[command(flatten)]
         show: Show,
     },
+    /// Stop a branch and keep it in the object store alone, until it is unarchived.
+    Archive { name: String },
+    /// Make an archived branch usable again.
+    Unarchive { name: String },
     /// Delete a branch and everything only it holds.
     #[command(alias = "rm")]
     Delete {

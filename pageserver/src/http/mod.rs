@@ -70,6 +70,8 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v1/tenant/{tenant}/timeline/{timeline}/compact", post(timeline::compact))
         .route("/v1/tenant/{tenant}/timeline/{timeline}/gc", post(timeline::gc))
         .route("/v1/tenant/{tenant}/timeline/{timeline}/unhandled", get(timeline::unhandled))
+        .route("/v1/tenant/{tenant}/timeline/{timeline}/archive", post(timeline::archive))
+        .route("/v1/tenant/{tenant}/timeline/{timeline}/unarchive", post(timeline::unarchive))
         .route("/v1/tenant/{tenant}/timeline/{timeline}/verify", post(timeline::verify))
         .fallback(async || Problem::not_found("no such path"))
         .method_not_allowed_fallback(async || Problem::method_not_allowed())
@@ -101,6 +103,6 @@ async fn metrics(State(service): Shared) -> Response {
         leases += live.leases.count(now);
     }
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let text = service.metrics.text(&service.engine, lag, leases);
+    let text = service.metrics.text(&service.engine, service.remote.as_deref(), lag, leases);
     ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }

@@ -284,3 +284,34 @@ pub(super) async fn verify(
     let findings = report.findings.iter().map(|finding| finding.error.to_string()).collect();
     Ok(Json(Verified { findings }))
 }
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AskArchive {
+    /// Once this much is ingested.
+    #[serde(default)]
+    wait_lsn: Lsn,
+}
+
+/// Everything into the object store, and nothing on the local disk. Answers when it is so.
+pub(super) async fn archive(
+    State(service): Shared,
+    TimelinePath(tenant, timeline): TimelinePath,
+    Asked(AskArchive { wait_lsn }): Asked<AskArchive>,
+) -> Result<Json<TimelineView>, Problem> {
+    let live = service.live(tenant, timeline)?;
+    if !live.timeline.is_archived() {
+        service.wait_for(&live, wait_lsn, Duration::from_millis(WAIT_MS_DEFAULT)).await?;
+    }
+    service.archive_timeline(tenant, timeline).await?;
+    Ok(Json(TimelineView::from(&*service.live(tenant, timeline)?)))
+}
+
+/// The reverse; layers come when they are read.
+pub(super) async fn unarchive(
+    State(service): Shared,
+    TimelinePath(tenant, timeline): TimelinePath,
+) -> Result<Json<TimelineView>, Problem> {
+    service.unarchive_timeline(tenant, timeline).await?;
+    Ok(Json(TimelineView::from(&*service.live(tenant, timeline)?)))
+}

@@ -74,6 +74,7 @@ pub(super) struct TimelineView {
     frozen_layers: usize,
     frozen_bytes: usize,
     children: usize,
+    archived: bool,
     /// Why nothing more is written until the pageserver is started again.
     latched: Option<String>,
     /// Relations with pages that this version cannot redo; only in details.
@@ -118,6 +119,7 @@ impl From<&LiveTimeline> for TimelineView {
             frozen_layers: info.frozen_layers,
             frozen_bytes: info.frozen_bytes,
             children: info.children,
+            archived: live.timeline.is_archived(),
             latched: info.latched,
             unhandled_relations: None,
             leases: None,

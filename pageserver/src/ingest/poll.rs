@@ -57,6 +57,9 @@ fn consider(service: &Arc<Service>, listed: &Listed) {
         return;
     };
     live.note_commit_lsn(listed.commit_lsn);
+    if live.timeline.is_archived() {
+        return;
+    }
     if listed.commit_lsn > live.timeline.last_record_lsn() && live.begin_ingest() {
         tokio::spawn(ingest(Arc::clone(service), live));
     }

@@ -131,9 +131,9 @@ impl TenantRemote {
         let mut damaged = Vec::new();
         let mut failure = Ok(());
         loop {
-            let (snapshot, contents, state) = self.snapshot()?;
+            let (snapshot, state) = self.snapshot()?;
             if self.attached.publish(&snapshot)? {
-                self.note_published(&snapshot, &contents, &state);
+                self.note_published(&snapshot, &state);
             }
             let missing = self.attached.missing(&snapshot);
             let bytes = missing.iter().map(|(_, layer)| layer.size).sum();
@@ -157,16 +157,13 @@ impl TenantRemote {
         }
     }
 
-    fn snapshot(
-        &self,
-    ) -> Result<(TenantSnapshot, Vec<Option<TimelineContent>>, TenantState), RemoteError> {
+    fn snapshot(&self) -> Result<(TenantSnapshot, TenantState), RemoteError> {
         let gone = || RemoteError::Deleted { tenant: self.id };
         let tenant = self.tenant.upgrade().ok_or(RemoteError::Stopping)?;
         let is_new = |timeline, pg_tli, sequence| {
             !self.attached.has(TimelineLife { timeline, pg_tli }, sequence)
         };
         let mut state = tenant.state(is_new).map_err(|_| gone())?;
-        let mut contents = Vec::new();
         let mut timelines = Vec::new();
         for timeline in &mut state.timelines {
             let content = timeline.content.take();
@@ -178,31 +175,23 @@ impl TenantRemote {
                 disk_consistent_lsn: timeline.disk_consistent_lsn,
                 content: content.as_ref().map(published_content),
             });
-            contents.push(content);
         }
         let manifest = std::mem::take(&mut state.manifest).into();
         let snapshot = TenantSnapshot { sequence: state.sequence, manifest, timelines };
-        Ok((snapshot, contents, state))
+        Ok((snapshot, state))
     }
 
     /// The store has it, for good: layers may be evicted, logs may be trimmed, whoever waits may go on.
-    fn note_published(
-        &self,
-        snapshot: &TenantSnapshot,
-        contents: &[Option<TimelineContent>],
-        state: &TenantState,
-    ) {
+    fn note_published(&self, snapshot: &TenantSnapshot, state: &TenantState) {
         let Some(tenant) = self.tenant.upgrade() else { return };
-        for (timeline, content) in snapshot.timelines.iter().zip(contents) {
+        for timeline in &snapshot.timelines {
             if !self.attached.has(timeline.life(), timeline.sequence) {
                 continue;
-            }
-            if let Some(content) = content {
-                content.note_stored();
             }
             if let Ok(live) = tenant.timeline(timeline.timeline)
                 && live.identity().pg_tli == timeline.pg_tli
             {
+                live.note_stored(timeline.sequence);
                 live.note_remote_consistent(timeline.disk_consistent_lsn);
             }
         }

@@ -56,8 +56,10 @@ fn live(node: &mut Node, store: impl Fn() -> Outcome<Arc<dyn Store>>) -> Outcome
     node.world.timeline(0).compact(true)?;
     node.turn()?;
 
+    node.archive(child)?;
     node.restart(store()?)?;
     node.turn()?;
+    node.unarchive(child)?;
     node.write(child, 7)?;
     node.flush(child)?;
     node.world.engine().shrink_layers(0)?;

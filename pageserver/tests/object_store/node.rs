@@ -44,6 +44,9 @@ pub struct Told {
     pub tenant: bool,
     pub timelines: BTreeMap<TimelineId, Option<(TimelineId, Lsn)>>,
     pub deleted: BTreeSet<TimelineId>,
+    /// What is archived, as far as was acknowledged, and as was asked for.
+    pub archived: BTreeSet<TimelineId>,
+    pub archiving: BTreeSet<TimelineId>,
     /// The safekeeper may have trimmed its log up to here.
     pub durable: BTreeMap<TimelineId, Lsn>,
 }
@@ -95,7 +98,9 @@ impl Node {
         self.world.engine = Some(engine);
         self.remote = remote;
         for index in self.world.live() {
-            self.world.send_again(index)?;
+            if !self.world.timeline(index).is_archived() {
+                self.world.send_again(index)?;
+            }
         }
         Ok(())
     }
@@ -116,12 +121,14 @@ impl Node {
     fn tell(&mut self, remote: &TenantRemote) {
         let tenant = self.world.tenant();
         for timeline in tenant.timelines() {
-            self.told.durable.insert(timeline.id(), timeline.durable_lsn());
+            let told = self.told.durable.entry(timeline.id()).or_default();
+            *told = timeline.durable_lsn().max(*told);
         }
         if remote.progress().sequence < tenant.sequence() || remote.progress().sequence == 0 {
             return;
         }
         self.told.tenant = true;
+        self.told.archived = self.told.archiving.clone();
         for model in &self.world.timelines {
             if model.deleted {
                 self.told.timelines.remove(&model.id);
@@ -155,6 +162,26 @@ impl Node {
     pub fn delete(&mut self, index: usize) -> Outcome {
         self.world.timelines[index].deleted = true;
         Ok(self.world.tenant().delete_timeline(self.world.timelines[index].id)?)
+    }
+
+    /// As the service does: everything is in the store before.
+    pub fn archive(&mut self, index: usize) -> Outcome {
+        self.flush(index)?;
+        self.turn()?;
+        let id = self.world.timelines[index].id;
+        self.told.archiving.insert(id);
+        self.world.tenant().archive_timeline(id)?;
+        self.turn()?;
+        self.world.timeline(index).evict_all()?;
+        Ok(())
+    }
+
+    pub fn unarchive(&mut self, index: usize) -> Outcome {
+        let id = self.world.timelines[index].id;
+        self.told.archiving.remove(&id);
+        self.world.tenant().unarchive_timeline(id)?;
+        self.turn()?;
+        Ok(self.world.send_again(index)?)
     }
 
     /// Reads from files, so that what was evicted is fetched.
@@ -197,7 +224,18 @@ impl Node {
                 );
             }
         }
+        if self.told.archived == self.told.archiving {
+            for timeline in tenant.timelines() {
+                let archived = self.told.archived.contains(&timeline.id());
+                assert_eq!(timeline.is_archived(), archived, "{what}: {}", timeline.id());
+            }
+        }
         self.world.timelines.retain(|model| tenant.timeline(model.id).is_ok());
+        // In the order in which they were forked.
+        for model in &self.world.timelines {
+            tenant.unarchive_timeline(model.id).unwrap_or_else(|error| panic!("{what}: {error}"));
+        }
+        self.told.archiving.clear();
         self.world.timelines.iter_mut().for_each(|model| {
             model.deleted = false;
             // One that was not published is moved again, no harm done.

@@ -197,14 +197,6 @@ pub struct TimelineContent {
     /// The file, byte for byte.
     pub manifest: Vec<u8>,
     pub layers: Vec<LayerState>,
-    pub(crate) files: Arc<crate::layer_map::LayerMap>,
-}
-
-impl TimelineContent {
-    /// From now on the source holds these layers for as long as the timeline's manifest names them: their files may be evicted.
-    pub fn note_stored(&self) {
-        self.files.files().for_each(|file| file.note_stored());
-    }
 }
 
 /// One layer.

@@ -58,6 +58,8 @@ pub struct Tenant {
     state: Mutex<State>,
     timelines: RwLock<BTreeMap<TimelineId, Arc<Timeline>>>,
     importing: RwLock<BTreeMap<TimelineId, Arc<Timeline>>>,
+    /// Held while a timeline is archived or unarchived.
+    archiving: Mutex<()>,
     latch: Latch,
     lineages: Arc<Lineages>,
     itself: Weak<Tenant>,
@@ -106,6 +108,7 @@ impl Tenant {
             state: Mutex::new(State { manifest, leaving: HashSet::new(), deleted: false }),
             timelines: RwLock::default(),
             importing: RwLock::default(),
+            archiving: Mutex::new(()),
             latch: Latch::default(),
             lineages: Arc::default(),
             itself: Weak::clone(itself),
@@ -126,7 +129,8 @@ impl Tenant {
             let empty = TimelineManifest::empty(tenant.id(), id, entry.pg_tli, entry.start_lsn);
             let fs = context.fs.as_ref();
             let manifest = recover::timeline_manifest(fs, &directory, empty, entry.flushed)?;
-            let timeline = tenant.timeline_from(id, entry, manifest, Phase::Live)?;
+            let phase = if entry.archived { Phase::Archived } else { Phase::Live };
+            let timeline = tenant.timeline_from(id, entry, manifest, phase)?;
             tenant.show(timeline);
         }
         let known = tenant.timelines.read().keys().copied().collect();
@@ -277,7 +281,8 @@ impl Tenant {
         }
         self.clear_way(&state, id)?;
         let pg_tli = ROOT_PG_TLI.max(state.manifest.next_pg_tli);
-        let entry = TimelineEntry { ancestor: None, pg_tli, start_lsn, created_at, flushed: false };
+        let (ancestor, flushed, archived) = (None, false, false);
+        let entry = TimelineEntry { ancestor, pg_tli, start_lsn, created_at, flushed, archived };
         let manifest = TimelineManifest::empty(self.id(), id, pg_tli, start_lsn);
         let timeline = self.timeline_from(id, entry, manifest, Phase::Importing)?;
         self.importing.write().insert(id, Arc::clone(&timeline));
@@ -322,8 +327,16 @@ impl Tenant {
         self.clear_way(&state, new)?;
         let pg_tli = state.manifest.next_pg_tli;
         let created_at = microseconds_since_2000();
-        let flushed = false;
-        let entry = TimelineEntry { ancestor: origin, pg_tli, start_lsn: at, created_at, flushed };
+        parent.check_not_deleted()?;
+        let (flushed, archived) = (false, false);
+        let entry = TimelineEntry {
+            ancestor: origin,
+            pg_tli,
+            start_lsn: at,
+            created_at,
+            flushed,
+            archived,
+        };
         let manifest = TimelineManifest::empty(self.id(), new, pg_tli, at);
         let timeline = self.timeline_from(new, entry, manifest, Phase::Live)?;
         // Retained before the promise is made, under the lock that gc plans with: gc has dropped what is needed here, or will not.
@@ -357,6 +370,58 @@ impl Tenant {
             tracing::warn!(%error, timeline = %id, "directory of a deleted timeline is left");
         }
         Ok(())
+    }
+
+    /// Archives a timeline: it stays what it is, takes neither reads nor writes, and no memory. What was not flushed is to be
+    /// written again after [`Tenant::unarchive_timeline`]. Durable on return.
+    ///
+    /// # Errors
+    /// Conflict naming branches that are not archived, NotFound, Io.
+    pub fn archive_timeline(&self, id: TimelineId) -> Result<Arc<Timeline>> {
+        self.set_archived(id, true)
+    }
+
+    /// Makes an archived timeline usable again: what it was at its `disk_consistent_lsn`. Durable on return.
+    ///
+    /// # Errors
+    /// Conflict naming an ancestor that is archived, NotFound, Io.
+    pub fn unarchive_timeline(&self, id: TimelineId) -> Result<Arc<Timeline>> {
+        self.set_archived(id, false)
+    }
+
+    fn set_archived(&self, id: TimelineId, archived: bool) -> Result<Arc<Timeline>> {
+        let _archiving = self.archiving.lock();
+        let old = self.timeline(id)?;
+        let entry = {
+            let mut state = self.state.lock();
+            self.check_usable(&state)?;
+            let entry = state.manifest.timelines.get(&id).copied();
+            let entry = entry.ok_or(EngineError::NoTimeline(id))?;
+            if entry.archived == archived {
+                return Ok(old);
+            }
+            check_archivable(&state.manifest, id, &entry, archived)?;
+            let entry = TimelineEntry { archived, ..entry };
+            self.change_manifest(&mut state, |manifest| {
+                manifest.timelines.insert(id, entry);
+            })?;
+            old.set_phase(Phase::Archived);
+            entry
+        };
+        // Waits for a merge and a flush that are under way, not under the tenant's lock: they may want it.
+        let _merge = old.compacting.lock();
+        let manifest = old.manifest.lock().clone();
+        let phase = if archived { Phase::Archived } else { Phase::Live };
+        let fresh = self.timeline_from(id, entry, manifest, phase)?;
+        let state = self.state.lock();
+        if !state.manifest.timelines.contains_key(&id) {
+            return Err(EngineError::NoTimeline(id));
+        }
+        for (child, lsn) in state.manifest.children(id) {
+            fresh.change_retained(|retained| retained.add_branch(lsn, child));
+        }
+        self.timelines.write().insert(id, Arc::clone(&fresh));
+        Ok(fresh)
     }
 
     fn forget(&self, id: TimelineId) -> Result<Arc<Timeline>> {
@@ -447,6 +512,25 @@ impl Tenant {
             drop(timeline.compacting.lock());
             drop(timeline.manifest.lock());
         }
+    }
+}
+
+/// Branches are archived before what they were forked from, and unarchived after it.
+fn check_archivable(
+    manifest: &TenantManifest,
+    id: TimelineId,
+    entry: &TimelineEntry,
+    archived: bool,
+) -> Result<()> {
+    let is_used =
+        |child: &TimelineId| manifest.timelines.get(child).is_some_and(|child| !child.archived);
+    let children: Vec<_> = manifest.children(id).map(|(child, _)| child).filter(is_used).collect();
+    if archived && !children.is_empty() {
+        return Err(EngineError::HasChildren { timeline: id, children });
+    }
+    match entry.ancestor.filter(|(ancestor, _)| !archived && !is_used(ancestor)) {
+        Some((ancestor, _)) => Err(EngineError::Archived(ancestor)),
+        None => Ok(()),
     }
 }
 

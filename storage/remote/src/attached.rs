@@ -63,6 +63,9 @@ struct State {
     is_confirmed: bool,
     /// In the store, and named by no index that anybody may begin with once `is_confirmed`.
     garbage: BTreeMap<String, Garbage>,
+    /// The last snapshot is published with all its layers: what is named by nothing now will not be named again. A layer that waits for
+    /// its timeline must not be deleted, not even by a call that fails and happens later.
+    is_complete: bool,
     /// What earlier generations left is gone.
     is_swept: bool,
     is_deleted: bool,
@@ -105,6 +108,7 @@ impl Attached {
                 is_confirmed: false,
                 layers,
                 garbage: BTreeMap::new(),
+                is_complete: false,
                 is_swept: false,
                 is_deleted: false,
             }),
@@ -186,6 +190,7 @@ impl Attached {
     pub fn publish(&self, snapshot: &TenantSnapshot) -> Result<bool> {
         let mut state = self.state.lock();
         self.check_usable(&state)?;
+        state.is_complete = false;
         self.settle(&mut state)?;
         let Some(next) = self.compose(&mut state, snapshot)? else { return Ok(false) };
         let current = state.index.as_ref().filter(|index| index.generation == self.generation);
@@ -197,6 +202,7 @@ impl Attached {
             state.layers = next.layers;
         }
         self.confirm(&mut state)?;
+        state.is_complete = self.missing(snapshot).is_empty();
         Ok(true)
     }
 
@@ -216,6 +222,7 @@ impl Attached {
             self.settle(&mut state)?;
             self.confirm(&mut state)?;
             state.is_deleted = true;
+            state.is_complete = true;
         }
         state.garbage.values_mut().for_each(|garbage| *garbage = None);
         self.sweep(&mut state)?;
@@ -427,7 +434,7 @@ impl Attached {
 
     /// Step 4.
     fn collect(&self, state: &mut State) -> Result<()> {
-        if !state.is_confirmed || state.pending.is_some() {
+        if !state.is_confirmed || !state.is_complete || state.pending.is_some() {
             return Ok(());
         }
         let named = self.named(state);

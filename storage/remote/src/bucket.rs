@@ -38,19 +38,24 @@ impl Bucket {
     /// # Errors
     /// `Url` for settings that make no sense.
     pub fn open(bucket: &str, prefix: &str) -> Result<Bucket> {
+        let endpoint = std::env::var("AWS_ENDPOINT_URL").or(std::env::var("AWS_ENDPOINT"));
+        let plain = endpoint.is_ok_and(|endpoint| endpoint.starts_with("http://"));
+        Bucket::with(AmazonS3Builder::from_env(), plain, bucket, prefix)
+    }
+
+    /// `plain`: without TLS.
+    fn with(settings: AmazonS3Builder, plain: bool, bucket: &str, prefix: &str) -> Result<Bucket> {
         let place = format!("s3://{bucket}/{prefix}");
         let failed = |error: &dyn std::fmt::Display| RemoteError::Url(format!("{place}: {error}"));
         // Chosen once for the process; a second choice changes nothing.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let endpoint = std::env::var("AWS_ENDPOINT_URL").or(std::env::var("AWS_ENDPOINT"));
-        let plain = endpoint.is_ok_and(|endpoint| endpoint.starts_with("http://"));
         let client = ClientOptions::new()
             .with_allow_http(plain)
             .with_connect_timeout(CONNECT_LIMIT)
             .with_timeout(REQUEST_LIMIT);
         // Patience is ours (`retry`): a call that is repeated below us could hide that its first try happened.
         let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-        let store = AmazonS3Builder::from_env()
+        let store = settings
             .with_bucket_name(bucket)
             .with_client_options(client)
             .with_retry(retry)
@@ -256,5 +261,34 @@ impl Store for Bucket {
             let objects = found.objects.iter().filter_map(|object| last(&object.location));
             Ok(folders.map(|name| format!("{name}/")).chain(objects).collect())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// TLS is there, and a bucket that is not is one that may come.
+    #[test]
+    fn a_bucket_that_cannot_be_reached_is_unavailable() {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        for (scheme, plain) in [("http", true), ("https", false)] {
+            let settings = AmazonS3Builder::new()
+                .with_endpoint(format!("{scheme}://127.0.0.1:{port}"))
+                .with_access_key_id("a")
+                .with_secret_access_key("b");
+            let bucket = Bucket::with(settings, plain, "bucket", "prefix").unwrap();
+            for failed in [
+                bucket.put_new("x", Bytes::new()).err(),
+                bucket.get("x").err(),
+                bucket.exists("x").err(),
+                bucket.list("").err(),
+                bucket.delete("x").err(),
+            ] {
+                assert!(matches!(failed, Some(RemoteError::Unavailable { .. })), "{failed:?}");
+            }
+        }
     }
 }

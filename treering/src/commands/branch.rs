@@ -38,6 +38,8 @@ pub fn run(place: &Place, command: BranchCommand) -> anyhow::Result<()> {
                 place.client()?.get(&format!("/branches/{}", segment(&name)?))?;
             show.output.show(&branch, detail)
         }
+        BranchCommand::Archive { name } => act(place, &name, "archive"),
+        BranchCommand::Unarchive { name } => act(place, &name, "unarchive"),
         BranchCommand::Delete { name, yes, if_exists } => delete(place, &name, yes, if_exists),
     }
 }

@@ -81,6 +81,9 @@ fn free_space(place: &Place) -> anyhow::Result<String> {
 
 /// Relations with records this version cannot redo are named.
 fn readable(pageserver: &str, branch: &BranchView) -> anyhow::Result<String> {
+    if branch.state == "archived" {
+        return Ok("archived".to_owned());
+    }
     let (tenant, timeline) = (branch.tenant_id, branch.timeline_id);
     let found = fetch(&format!("{pageserver}/v1/tenant/{tenant}/timeline/{timeline}/unhandled"))?;
     match found.as_array() {

@@ -132,7 +132,7 @@ impl Timeline {
             Phase::Importing => {
                 Err(EngineError::Importing { timeline: self.id(), importing: true })
             }
-            Phase::Live | Phase::Deleted => Ok(()),
+            Phase::Live | Phase::Deleted | Phase::Archived => Ok(()),
         }
     }
 

@@ -82,7 +82,10 @@ impl Worker {
     fn rest(&mut self, id: (TenantId, TimelineId), error: &EngineError) {
         self.resting.insert(id, Instant::now() + REST);
         match error {
-            EngineError::Shutdown | EngineError::NoTimeline(_) | EngineError::NotYet { .. } => {}
+            EngineError::Shutdown
+            | EngineError::NoTimeline(_)
+            | EngineError::Archived(_)
+            | EngineError::NotYet { .. } => {}
             _ => tracing::warn!(%error, timeline = %id.1, "compaction failed"),
         }
     }

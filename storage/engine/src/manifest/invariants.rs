@@ -37,6 +37,7 @@ fn fork(manifest: &TenantManifest, entry: &TimelineEntry) -> Result<(), Broken> 
     // Numbers rise with creation, so this also rules out cycles.
     holds(parent.pg_tli < entry.pg_tli, "an ancestor has a smaller pg_tli")?;
     holds(parent.start_lsn <= lsn, "a fork lies within its ancestor")?;
+    holds(!parent.archived || entry.archived, "branches of an archived timeline are archived")?;
     holds(entry.start_lsn == lsn, "a branch starts at its fork LSN")
 }
 
@@ -54,7 +55,8 @@ pub fn tenant_step(old: &TenantManifest, new: &TenantManifest) -> Result<(), Bro
             continue;
         };
         holds(entry.flushed || !before.flushed, "a timeline stays flushed")?;
-        let same = TimelineEntry { flushed: before.flushed, ..*entry } == *before;
+        let (flushed, archived) = (before.flushed, before.archived);
+        let same = TimelineEntry { flushed, archived, ..*entry } == *before;
         holds(same, "a timeline keeps its ancestry")?;
     }
     Ok(())

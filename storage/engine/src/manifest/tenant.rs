@@ -34,6 +34,8 @@ pub struct TimelineEntry {
     pub created_at: i64,
     /// It has been flushed: its own manifest must exist. (Not set: it may exist; none means that it is empty.)
     pub flushed: bool,
+    /// Kept, and not to be read or written before it is unarchived.
+    pub archived: bool,
 }
 
 impl TenantManifest {
@@ -52,12 +54,14 @@ impl TenantManifest {
 
 const HAS_ANCESTOR: u8 = 1;
 const FLUSHED: u8 = 2;
+/// Since version 2.
+const ARCHIVED: u8 = 4;
 /// Least bytes of one encoded timeline.
 const ENTRY_SIZE: usize = 16 + 1 + 4 + 8 + 8;
 
 impl Manifest for TenantManifest {
     const MAGIC: [u8; 8] = *b"TRTENANT";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -70,7 +74,9 @@ impl Manifest for TenantManifest {
         for (id, entry) in &self.timelines {
             out.extend_from_slice(&id.0);
             let ancestor = if entry.ancestor.is_some() { HAS_ANCESTOR } else { 0 };
-            out.put_u8(ancestor | if entry.flushed { FLUSHED } else { 0 });
+            let flushed = if entry.flushed { FLUSHED } else { 0 };
+            let archived = if entry.archived { ARCHIVED } else { 0 };
+            out.put_u8(ancestor | flushed | archived);
             out.put_u32(entry.pg_tli);
             out.put_u64(entry.start_lsn.0);
             out.extend_from_slice(&entry.created_at.to_le_bytes());
@@ -82,7 +88,7 @@ impl Manifest for TenantManifest {
         out
     }
 
-    fn decode(reader: &mut Reader<'_>, _version: u32) -> Result<TenantManifest, Malformed> {
+    fn decode(reader: &mut Reader<'_>, version: u32) -> Result<TenantManifest, Malformed> {
         let tenant = TenantId(reader.array()?);
         let sequence = reader.u64()?;
         let pg_major = PgMajor::from_number(reader.u32()?)
@@ -91,7 +97,7 @@ impl Manifest for TenantManifest {
         let count = reader.count(ENTRY_SIZE)?;
         let mut timelines = BTreeMap::new();
         for _ in 0..count {
-            let (id, entry) = decode_entry(reader)?;
+            let (id, entry) = decode_entry(reader, version)?;
             if timelines.insert(id, entry).is_some() {
                 return Err(Malformed("a timeline is named twice"));
             }
@@ -100,10 +106,14 @@ impl Manifest for TenantManifest {
     }
 }
 
-fn decode_entry(reader: &mut Reader<'_>) -> Result<(TimelineId, TimelineEntry), Malformed> {
+fn decode_entry(
+    reader: &mut Reader<'_>,
+    version: u32,
+) -> Result<(TimelineId, TimelineEntry), Malformed> {
     let id = TimelineId(reader.array()?);
     let flags = reader.u8()?;
-    if flags & !(HAS_ANCESTOR | FLUSHED) != 0 {
+    let known = HAS_ANCESTOR | FLUSHED | if version > 1 { ARCHIVED } else { 0 };
+    if flags & !known != 0 {
         return Err(Malformed("unknown timeline flags"));
     }
     let pg_tli = reader.u32()?;
@@ -114,5 +124,6 @@ fn decode_entry(reader: &mut Reader<'_>) -> Result<(TimelineId, TimelineEntry), 
         _ => Some((TimelineId(reader.array()?), Lsn(reader.u64()?))),
     };
     let flushed = flags & FLUSHED != 0;
-    Ok((id, TimelineEntry { ancestor, pg_tli, start_lsn, created_at, flushed }))
+    let archived = flags & ARCHIVED != 0;
+    Ok((id, TimelineEntry { ancestor, pg_tli, start_lsn, created_at, flushed, archived }))
 }

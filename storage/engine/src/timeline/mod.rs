@@ -105,6 +105,8 @@ pub(crate) enum Phase {
     Importing = 0,
     Live = 1,
     Deleted = 2,
+    /// Kept, and not to be used.
+    Archived = 3,
 }
 
 /// See the module.
@@ -325,6 +327,7 @@ impl Timeline {
         match self.phase.load(Ordering::Acquire) {
             0 => Phase::Importing,
             1 => Phase::Live,
+            3 => Phase::Archived,
             _ => Phase::Deleted,
         }
     }
@@ -337,8 +340,14 @@ impl Timeline {
     pub(crate) fn check_not_deleted(&self) -> Result<Phase> {
         match self.phase() {
             Phase::Deleted => Err(EngineError::NoTimeline(self.id())),
+            Phase::Archived => Err(EngineError::Archived(self.id())),
             phase @ (Phase::Importing | Phase::Live) => Ok(phase),
         }
+    }
+
+    /// True for a timeline that has to be unarchived before it is used.
+    pub fn is_archived(&self) -> bool {
+        self.phase() == Phase::Archived
     }
 
     /// The tenant's entry for it.
@@ -349,6 +358,7 @@ impl Timeline {
             start_lsn: self.identity.start_lsn,
             created_at: self.identity.created_at,
             flushed,
+            archived: self.is_archived(),
         }
     }
 }

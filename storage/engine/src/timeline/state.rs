@@ -45,7 +45,6 @@ impl Timeline {
         let content = with_content(manifest.sequence).then(|| TimelineContent {
             manifest: store::encode_file(manifest),
             layers: files.files().map(layer_state).collect(),
-            files: Arc::clone(files),
         });
         Some(TimelineState {
             timeline: manifest.timeline,
@@ -66,6 +65,14 @@ impl Timeline {
     /// Everything up to here need not be written again: it is where it is kept for good.
     pub fn durable_lsn(&self) -> Lsn {
         self.remote_consistent_lsn().unwrap_or_else(|| self.disk_consistent_lsn())
+    }
+
+    /// The source has the timeline as it was at this count of writes: layers may be evicted.
+    pub fn note_stored(&self, sequence: u64) {
+        let saved = self.saved.load_full();
+        if saved.manifest.sequence == sequence {
+            saved.files.files().for_each(|file| file.note_stored());
+        }
     }
 
     /// The source has everything up to `lsn`. Never goes back.

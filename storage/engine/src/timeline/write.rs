@@ -247,7 +247,10 @@ impl Timeline {
     /// # Errors
     /// `NoTimeline` when it is deleted meanwhile.
     pub fn wait_for_lsn(&self, lsn: Lsn, deadline: Instant) -> Result<bool> {
-        let done = || self.last_record_lsn() >= lsn || self.phase() == Phase::Deleted;
+        let done = || {
+            self.last_record_lsn() >= lsn
+                || matches!(self.phase(), Phase::Deleted | Phase::Archived)
+        };
         let reached = self.progress.wait_until(deadline, done);
         self.check_not_deleted()?;
         Ok(reached)

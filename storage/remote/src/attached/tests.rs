@@ -138,9 +138,17 @@ fn a_timeline_waits_for_its_layers_and_others_do_not() {
     let snapshot = a.snapshot(6, &[1, 2]);
     a.attached.publish(&snapshot).unwrap();
     assert!(a.attached.has(LIFE, 5), "layer 2 is not there yet");
+    // Half of it is: that stays, whoever reads it, for it will be named.
+    let half = a.snapshot(7, &[1, 3, 4]);
+    let (life, layer) = a.attached.missing(&half)[0];
+    a.attached.upload(&a.fs, life, layer).unwrap();
+    a.attached.publish(&half).unwrap();
+    a.users.clear();
+    a.attached.clean().unwrap();
+    assert_eq!(layers(&store), [(1, 1), (1, 3)]);
     let found = node(&store, 2).found;
     let index = found.index.unwrap();
-    assert_eq!((index.sequence, index.timelines[&TIMELINE].sequence), (6, 5));
+    assert_eq!((index.sequence, index.timelines[&TIMELINE].sequence), (7, 5));
 }
 
 /// The stale pageserver in every moment: whatever it does after a newer one has claimed changes nothing for it, and it learns so before it

@@ -10,7 +10,14 @@ const ROOT: TimelineId = TimelineId([1; 16]);
 const CHILD: TimelineId = TimelineId([2; 16]);
 
 fn entry(ancestor: Option<(TimelineId, Lsn)>, pg_tli: u32, start_lsn: u64) -> TimelineEntry {
-    TimelineEntry { ancestor, pg_tli, start_lsn: Lsn(start_lsn), created_at: 7, flushed: false }
+    TimelineEntry {
+        ancestor,
+        pg_tli,
+        start_lsn: Lsn(start_lsn),
+        created_at: 7,
+        flushed: false,
+        archived: false,
+    }
 }
 
 fn sample_tenant() -> TenantManifest {
