@@ -1,6 +1,8 @@
 //! An engine in a temporary folder, filled the way the pageserver fills its own: a stock cluster imported, its log applied.
 
 use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -91,17 +93,26 @@ impl Store {
     }
 }
 
-/// Bytes of files below `dir`, as the disk counts them.
-pub fn disk_bytes(dir: &Path) -> anyhow::Result<u64> {
-    use std::os::unix::fs::MetadataExt;
+/// Bytes of files below `dir`, as the disk counts them. What goes away meanwhile does not count.
+pub fn disk_bytes(dir: &Path) -> io::Result<u64> {
+    let gone = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(0),
+        _ => Err(error),
+    };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) => return gone(error),
+    };
     let mut bytes = 0;
-    for entry in std::fs::read_dir(dir)? {
+    for entry in entries {
         let entry = entry?;
-        let metadata = entry.metadata()?;
-        bytes += metadata.blocks() * 512;
-        if metadata.is_dir() {
-            bytes += disk_bytes(&entry.path())?;
-        }
+        bytes += match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => {
+                metadata.blocks() * 512 + disk_bytes(&entry.path())?
+            }
+            Ok(metadata) => metadata.blocks() * 512,
+            Err(error) => gone(error)?,
+        };
     }
     Ok(bytes)
 }
