@@ -151,7 +151,7 @@ fn every_flipped_bit_is_noticed_and_named() {
     let right = answers(world.engine(), &lsns);
     assert!(right.iter().filter(|answer| answer.is_ok()).count() > 100);
     world.engine = None;
-    let clean = scrub_directory(&fs, Path::new(ROOT), false).unwrap();
+    let clean = scrub_directory(&fs, Path::new(ROOT), false, false).unwrap();
     assert!(clean.findings.is_empty() && clean.leftovers.is_empty(), "{clean:?}");
     assert_eq!((clean.tenants, clean.timelines), (1, 2));
     assert!(clean.layers >= 4, "{clean:?}");
@@ -164,7 +164,7 @@ fn every_flipped_bit_is_noticed_and_named() {
             let at = bit / 8;
             let what = format!("{} bit {bit}", path.display());
             file.write_all_at(&[bytes[at] ^ 1 << (bit % 8)], at as u64).unwrap();
-            let report = scrub_directory(&fs, Path::new(ROOT), false).unwrap();
+            let report = scrub_directory(&fs, Path::new(ROOT), false, false).unwrap();
             assert!(report.findings.iter().any(|f| f.path == path), "{what}: not named");
             let alone = inspect::inspect(&fs, &path, &mut |_| ()).unwrap();
             assert!(!alone.damage().is_empty(), "{what}: not seen in the file alone");

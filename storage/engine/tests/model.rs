@@ -233,7 +233,7 @@ proptest! {
         world.check_all(6);
         let report = world.engine().scrub();
         prop_assert!(report.findings.is_empty(), "{:?}", report.findings);
-        let files = scrub_directory(&world.fs, Path::new("/engine"), false).unwrap();
+        let files = scrub_directory(&world.fs, Path::new("/engine"), false, false).unwrap();
         prop_assert!(files.findings.is_empty() && files.leftovers.is_empty(), "{files:?}");
         prop_assert_eq!((files.layers, files.values), (report.layers, report.values));
     }

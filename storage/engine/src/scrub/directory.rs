@@ -20,12 +20,18 @@ use crate::{
 /// Readings of a timeline that changes all the while; after them what was found last counts.
 const READINGS_MAX: usize = 10;
 
-/// Reads all manifests and layers below `root`, the directory of an engine. `in_use`: one may have it open.
+/// Reads all manifests and layers below `root`, the directory of an engine. `in_use`: one may have it open. `is_cache`: layers may be
+/// in an object store only; those that are not here are counted, not read.
 ///
 /// # Errors
 /// Io when the directory itself cannot be listed; everything else is a finding.
-pub fn scrub_directory(fs: &dyn FileSystem, root: &Path, in_use: bool) -> Result<ScrubReport> {
-    let mut scrub = Scrub { fs, in_use, report: ScrubReport::default() };
+pub fn scrub_directory(
+    fs: &dyn FileSystem,
+    root: &Path,
+    in_use: bool,
+    is_cache: bool,
+) -> Result<ScrubReport> {
+    let mut scrub = Scrub { fs, in_use, is_cache, report: ScrubReport::default() };
     for name in recover::list(fs, root)? {
         let directory = root.join(&name);
         if let Ok(tenant) = name.parse::<TenantId>() {
@@ -40,6 +46,7 @@ pub fn scrub_directory(fs: &dyn FileSystem, root: &Path, in_use: bool) -> Result
 struct Scrub<'a> {
     fs: &'a dyn FileSystem,
     in_use: bool,
+    is_cache: bool,
     report: ScrubReport,
 }
 
@@ -137,6 +144,11 @@ impl Scrub<'_> {
             Ok(Some(manifest)) => {
                 let owner = LayerOwner { tenant, timeline: id };
                 for desc in manifest.layers() {
+                    let path = directory.join(desc.file_name());
+                    if self.is_cache && matches!(self.fs.exists(&path), Ok(false)) {
+                        self.report.absent_layers += 1;
+                        continue;
+                    }
                     let file = LayerFile::open(self.fs, directory, owner, desc.clone(), 0);
                     self.report.add_layer((tenant, id), &file);
                 }

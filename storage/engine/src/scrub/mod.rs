@@ -68,6 +68,8 @@ pub struct ScrubReport {
     pub bytes: u64,
     pub blocks: usize,
     pub values: u64,
+    /// Layers that were not read because they are in an object store only.
+    pub absent_layers: usize,
     pub findings: Vec<Finding>,
     pub leftovers: Vec<Leftover>,
     /// Every timeline that a readable tenant manifest names, with its ancestor and fork: what a finding means for whom.

@@ -97,6 +97,11 @@ fn engine_root(place: &Place) -> PathBuf {
     place.data_dir().service_dir("pageserver").join("tenants")
 }
 
+/// Whether the files are a cache of an object store: the pageserver then leaves its identity there.
+fn is_cache(place: &Place) -> bool {
+    place.data_dir().service_dir("pageserver").join("identity").exists()
+}
+
 /// Bytes for people.
 fn people(bytes: u64) -> String {
     bytesize::ByteSize(bytes).display().iec().to_string()

@@ -8,7 +8,7 @@ use treering_engine::{EngineError, Finding, Leftover, ScrubReport, Span, scrub_d
 use treering_fs::RealFs;
 use treering_types::{Fork, Key, KeyClass, Lsn, TimelineId};
 
-use super::{engine_root, names::Names, people};
+use super::{engine_root, is_cache, names::Names, people};
 use crate::{cli::Place, output::Format};
 
 /// What was read and found.
@@ -22,6 +22,8 @@ struct Scrubbed {
     layer_bytes: u64,
     blocks: usize,
     values: u64,
+    /// Layers that only the object store has: not read.
+    absent_layers: usize,
     damage: Vec<Damage>,
     /// `None` while Treering runs: what is left over cannot be told from what is being made.
     leftovers: Option<Vec<Leftover>>,
@@ -53,19 +55,20 @@ pub fn run(place: &Place, output: Format) -> anyhow::Result<()> {
     let is_in_use = place.data_dir().is_in_use()?;
     let names = Names::find(place, is_in_use);
     let root = engine_root(place);
-    let report = scrub_directory(&RealFs, &root, is_in_use)
+    let report = scrub_directory(&RealFs, &root, is_in_use, is_cache(place))
         .with_context(|| format!("list {}", root.display()))?;
     let damage: Vec<Damage> =
         report.findings.iter().map(|f| describe(f, &report, &names)).collect();
-    let count = damage.len();
+    let damaged = damage.len();
     let scrubbed = Scrubbed {
-        clean: count == 0,
+        clean: damaged == 0,
         projects: report.tenants,
         branches: report.timelines,
         layers: report.layers,
         layer_bytes: report.bytes,
         blocks: report.blocks,
         values: report.values,
+        absent_layers: report.absent_layers,
         damage,
         leftovers: (!is_in_use).then_some(report.leftovers),
     };
@@ -73,10 +76,14 @@ pub fn run(place: &Place, output: Format) -> anyhow::Result<()> {
     if is_in_use {
         eprintln!("treering is running: files that no manifest names were not looked for");
     }
-    match count {
+    if report.absent_layers > 0 {
+        let absent = self::count(report.absent_layers as u64, "layer is", "layers are");
+        eprintln!("{absent} in the object store only: not read");
+    }
+    match damaged {
         0 => Ok(()),
         1 => bail!("one thing is damaged"),
-        _ => bail!("{count} things are damaged"),
+        _ => bail!("{damaged} things are damaged"),
     }
 }
 
