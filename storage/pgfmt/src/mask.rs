@@ -37,8 +37,8 @@ mod special {
     pub const GIN_DELETED: u16 = 1 << 2;
     pub const GIST_FLAGS: usize = 12;
     pub const GIST_LEAF: u16 = 1;
-    /// `F_FOLLOW_RIGHT | F_HAS_GARBAGE`
-    pub const GIST_HINTS: u16 = 1 << 3 | 1 << 4;
+    /// `F_FOLLOW_RIGHT | F_HAS_GARBAGE`, and `F_TUPLES_DELETED`: some minors set it and others do not, nothing reads it.
+    pub const GIST_HINTS: u16 = 1 << 2 | 1 << 3 | 1 << 4;
     pub const BRIN_FLAGS: usize = 4;
     pub const BRIN_TYPE: usize = 6;
     pub const BRIN_META: u16 = 0xF091;
