@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use treering_stock::{Cluster, Postgres, run};
 use treering_types::Lsn;
 
-use crate::log::control_file;
+use crate::{log::control_file, memory};
 
 /// Nothing in the background, nothing thrown out of memory, no checkpoint but those asked for.
 const SETTINGS: &str = "
@@ -29,7 +29,12 @@ pub struct Recovered {
     pub elapsed: Duration,
     /// Of the process that recovers, user and system.
     pub cpu: Duration,
+    /// Of that, the kernel's part.
+    pub system: Duration,
 }
+
+/// More than either side of a comparison touches.
+pub const WARM_BYTES: usize = 3 << 30;
 
 /// A TPC-B cluster: as it was after loading, and the WAL that a load wrote since.
 pub struct Course {
@@ -84,6 +89,7 @@ impl Course {
         run(Command::new("cp").arg("-a").arg(from).arg(cluster.wal_dir()))?;
         // Dirty pages of the copies must not be written while the clock runs.
         rustix::fs::sync();
+        memory::warm(WARM_BYTES)?;
         cluster.start()?;
         let recovered = parse(&cluster.log()).context("the server did not recover")?;
         cluster.stop("fast")?;
@@ -111,6 +117,7 @@ fn parse(log: &str) -> anyhow::Result<Recovered> {
         last_record,
         elapsed: seconds("elapsed:")?,
         cpu: seconds("user:")? + seconds("system:")?,
+        system: seconds("system:")?,
     };
     ensure!(!recovered.elapsed.is_zero(), "recovery took no time: {line}");
     Ok(recovered)

@@ -224,11 +224,14 @@ pub struct Replayed {
     pub last_record: Lsn,
     pub elapsed: Duration,
     pub cpu: Duration,
+    /// Of that, the kernel's part.
+    pub system: Duration,
 }
 
 /// Replays the WAL in `wal_dir` from the copy's redo position to the log's end.
 pub fn replay(data: &Path, wal_dir: &Path) -> anyhow::Result<Replayed> {
-    let (began, cpu_before) = (Instant::now(), cpu::thread_time());
+    let (began, cpu_before, system_before) =
+        (Instant::now(), cpu::thread_time(), cpu::thread_system_time());
     let control = control_file(data)?;
     let (major, from) = (control.major(), control.checkpoint().redo);
     let mut pages = Pages::over(major, data, ClusterState::from_control(&control));
@@ -245,6 +248,7 @@ pub fn replay(data: &Path, wal_dir: &Path) -> anyhow::Result<Replayed> {
         last_record: log.last_record_start(),
         elapsed: began.elapsed(),
         cpu: cpu::thread_time() - cpu_before,
+        system: cpu::thread_system_time().saturating_sub(system_before),
     })
 }
 

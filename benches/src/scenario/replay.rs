@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::ensure;
 use treering_bench::{
     cpu::Pinned,
-    recovery::{Course, Recovered},
+    memory,
+    recovery::{Course, Recovered, WARM_BYTES},
     replay::{Replayed, replay},
 };
 
@@ -35,11 +36,13 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
             pinned.core
         );
         eprintln!(
-            "  round {round}: stock {:.2?} ({:.2?} cpu), ours {:.2?} ({:.2?} cpu); {} pages, {} read",
+            "  round {round}: stock {:.2?} ({:.2?} cpu, {:.2?} kernel), ours {:.2?} ({:.2?} cpu, {:.2?} kernel); {} pages, {} read",
             theirs.elapsed,
             theirs.cpu,
+            theirs.system,
             ours.elapsed,
             ours.cpu,
+            ours.system,
             ours.pages.held(),
             ours.pages.read
         );
@@ -50,6 +53,7 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
 /// Both, and the proof that they did the same.
 fn one_round(course: &Course) -> anyhow::Result<(Recovered, Replayed)> {
     let (theirs, recovered) = course.recover()?;
+    memory::warm(WARM_BYTES)?;
     let ours = replay(&course.base(), &course.wal_dir())?;
     let (ends, theirs_ends) = (ours.last_record, theirs.last_record);
     ensure!(ends == theirs_ends, "replay ends with {ends}, recovery with {theirs_ends}");
