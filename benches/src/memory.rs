@@ -2,7 +2,6 @@
 //! milliseconds. Files that are mapped are the kernel's, and not counted.
 
 use std::{
-    io,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -10,8 +9,6 @@ use std::{
     thread::JoinHandle,
     time::Duration,
 };
-
-use memmap2::{Advice, MmapMut};
 
 const INTERVAL: Duration = Duration::from_millis(5);
 
@@ -50,16 +47,6 @@ impl Drop for PeakMemory {
             let _ = thread.join();
         }
     }
-}
-
-/// Has the kernel hand out so many bytes and takes them back at once. In a virtual machine that gives free memory back
-/// to its host, the first touch after that is the host's work, and dear; two programs that are compared must both find
-/// memory that the machine has.
-///
-/// # Errors
-/// Whatever the kernel says to a mapping of that size.
-pub fn warm(bytes: usize) -> io::Result<()> {
-    MmapMut::map_anon(bytes)?.advise(Advice::PopulateWrite)
 }
 
 fn anonymous_bytes() -> u64 {

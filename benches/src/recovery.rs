@@ -1,12 +1,13 @@
 //! A cold copy, the WAL after it, and stock Postgres's own recovery of both.
 
-use std::{path::PathBuf, process::Command, time::Duration};
+use std::{io, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, ensure};
+use memmap2::{Advice, MmapMut};
 use treering_stock::{Cluster, Postgres, run};
 use treering_types::Lsn;
 
-use crate::{log::control_file, memory};
+use crate::log::control_file;
 
 /// Nothing in the background, nothing thrown out of memory, no checkpoint but those asked for.
 const SETTINGS: &str = "
@@ -34,7 +35,17 @@ pub struct Recovered {
 }
 
 /// More than either side of a comparison touches.
-pub const WARM_BYTES: usize = 3 << 30;
+const WARM_BYTES: usize = 3 << 30;
+
+/// The machine as each side of a comparison must find it: nothing left to be written to disk, and memory there. In a
+/// virtual machine that gives free memory back, the first touch of a page after that is the host's work, and dear.
+///
+/// # Errors
+/// Whatever the kernel says to a mapping of 3 GiB.
+pub fn settle() -> io::Result<()> {
+    rustix::fs::sync();
+    MmapMut::map_anon(WARM_BYTES)?.advise(Advice::PopulateWrite)
+}
 
 /// A TPC-B cluster: as it was after loading, and the WAL that a load wrote since.
 pub struct Course {
@@ -87,9 +98,7 @@ impl Course {
         let mut cluster = Cluster::copy_of(&self.postgres, &self.base.data(), "")?;
         let from = self.source.wal_dir().join(".");
         run(Command::new("cp").arg("-a").arg(from).arg(cluster.wal_dir()))?;
-        // Dirty pages of the copies must not be written while the clock runs.
-        rustix::fs::sync();
-        memory::warm(WARM_BYTES)?;
+        settle()?;
         cluster.start()?;
         let recovered = parse(&cluster.log()).context("the server did not recover")?;
         cluster.stop("fast")?;

@@ -281,10 +281,21 @@ impl Pages {
     /// # Errors
     /// The record or a page contradicts itself, or the record does what replay in memory has no place for.
     pub fn apply(&mut self, record: &Record<'_>) -> anyhow::Result<()> {
+        self.touch(record);
         for effect in &effects(&mut self.state, record, self.major)? {
             self.apply_effect(effect, record.end)?;
         }
         Ok(())
+    }
+
+    /// Begins to load the heads of the pages that the record names: they come out of memory while the record is taken
+    /// apart.
+    fn touch(&self, record: &Record<'_>) {
+        for block in record.blocks.iter().filter(|block| block.image.is_none()) {
+            let sheaf = self.sheaves.get(&Area::Relation(block.rel));
+            let frame = sheaf.and_then(|sheaf| sheaf.frame(block.block));
+            std::hint::black_box(frame.map(|frame| self.arena.frame(frame)[0]));
+        }
     }
 
     fn apply_effect(&mut self, effect: &Effect<'_>, lsn: Lsn) -> anyhow::Result<()> {

@@ -35,6 +35,8 @@ const WINDOW_BYTES_MAX: usize = 64 * 1024 * 1024;
 const QUEUED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Appends that may wait for the task.
 const APPEND_QUEUE: usize = 64;
+/// Messages that leave together: they were made together.
+const FRAMES_AT_ONCE: usize = 16;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// How long an election may take before the caller is told that no quorum answers.
@@ -324,6 +326,10 @@ impl Queued {
     fn sub(&self, bytes: usize) {
         self.0.fetch_sub(bytes, std::sync::atomic::Ordering::Relaxed);
     }
+
+    fn clear(&self) {
+        self.0.store(0, std::sync::atomic::Ordering::Relaxed);
+    }
 }
 
 /// The way to one member: a task that connects, again and again, until the session is closed.
@@ -347,7 +353,12 @@ impl Link {
                 loop {
                     if let Ok(stream) = TcpStream::connect(&address).await {
                         let (sender, receiver) = mpsc::unbounded_channel();
-                        *outgoing.lock() = Some(sender);
+                        {
+                            // What was queued for a connection before is gone with it.
+                            let mut outgoing = outgoing.lock();
+                            queued.clear();
+                            *outgoing = Some(sender);
+                        }
                         let _ = events.send(Event::Connected(node)).await;
                         if let Err(error) = converse(node, stream, receiver, &queued, &events).await
                         {
@@ -392,17 +403,18 @@ async fn converse(
     stream.set_nodelay(true)?;
     let (mut reader, mut writer) = stream.into_split();
     let write = async {
-        let mut result = Ok(());
-        while let Some(frame) = outgoing.recv().await {
-            if result.is_ok() {
-                result = writer.write_all(&frame).await;
-            }
-            queued.sub(frame.len());
-            if result.is_err() {
-                break;
-            }
+        let mut frames = Vec::new();
+        while outgoing.recv_many(&mut frames, FRAMES_AT_ONCE).await > 0 {
+            let bytes = frames.iter().map(Bytes::len).sum();
+            let written = match &frames[..] {
+                [frame] => writer.write_all(frame).await,
+                several => writer.write_all(&several.concat()).await,
+            };
+            queued.sub(bytes);
+            frames.clear();
+            written?;
         }
-        result
+        Ok(())
     };
     let read = async {
         let mut input = BytesMut::with_capacity(64 * 1024);
@@ -419,11 +431,5 @@ async fn converse(
             }
         }
     };
-    let over = tokio::select! { over = write => over, over = read => over };
-    // What was queued for this connection is gone with it.
-    outgoing.close();
-    while let Ok(frame) = outgoing.try_recv() {
-        queued.sub(frame.len());
-    }
-    over
+    tokio::select! { over = write => over, over = read => over }
 }

@@ -5,7 +5,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use bytes::{Bytes, BytesMut};
 use tokio::net::UnixStream;
 use treering_types::Lsn;
 use treering_wire::{
@@ -26,6 +27,8 @@ use crate::{
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// A sign of life at least this often (`wal_sender_timeout` is 60 s).
 const STATUS_EVERY: Duration = Duration::from_secs(10);
+/// What came in several messages up to so many bytes is handed on at once: a walsender makes one for every commit.
+const GATHERED_BYTES_MAX: usize = 32 * 1024;
 /// WAL read at once.
 const RECEIVE_BYTES: usize = 256 * 1024;
 
@@ -68,14 +71,22 @@ async fn stream(compute: &Compute, next: &mut Lsn) -> anyhow::Result<()> {
     }
     let mut commit = compute.session.watch_commit();
     let mut status = tokio::time::interval(STATUS_EVERY);
+    let mut gathered = BytesMut::new();
     loop {
         while let Some(frame) = next_frame(&mut wire.input, BODY_BYTES_MAX)? {
             match backend::parse(frame)? {
                 Message::CopyData(payload) => match WalMessage::parse(payload)? {
                     WalMessage::Data { start, wal, .. } => {
-                        let length = wal.len() as u64;
-                        compute.session.append(start, wal).await?;
-                        *next = start + length;
+                        let expected = *next + gathered.len() as u64;
+                        ensure!(start == expected, "WAL at {start}, expected at {expected}");
+                        if gathered.len() + wal.len() > GATHERED_BYTES_MAX {
+                            hand_on(compute, next, gathered.split().freeze()).await?;
+                        }
+                        if wal.len() > GATHERED_BYTES_MAX {
+                            hand_on(compute, next, wal).await?;
+                        } else {
+                            gathered.extend_from_slice(&wal);
+                        }
                     }
                     WalMessage::Keepalive { reply_requested: true, .. } => {
                         let lsn = *commit.borrow_and_update();
@@ -88,6 +99,7 @@ async fn stream(compute: &Compute, next: &mut Lsn) -> anyhow::Result<()> {
                 _ => {}
             }
         }
+        hand_on(compute, next, gathered.split().freeze()).await?;
         tokio::select! {
             biased;
             changed = commit.changed() => {
@@ -102,6 +114,17 @@ async fn stream(compute: &Compute, next: &mut Lsn) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// Gives the log's next bytes to the proposer.
+async fn hand_on(compute: &Compute, next: &mut Lsn, wal: Bytes) -> anyhow::Result<()> {
+    if wal.is_empty() {
+        return Ok(());
+    }
+    let length = wal.len() as u64;
+    compute.session.append(*next, wal).await?;
+    *next = *next + length;
+    Ok(())
 }
 
 async fn connect(compute: &Compute) -> Result<Wire<UnixStream>, Failure> {

@@ -9,8 +9,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use treering_bench::{
     cpu::Pinned,
-    memory,
-    recovery::{Course, Recovered, WARM_BYTES},
+    recovery::{Course, Recovered, settle},
     replay::{Replayed, replay},
 };
 
@@ -53,7 +52,7 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
 /// Both, and the proof that they did the same.
 fn one_round(course: &Course) -> anyhow::Result<(Recovered, Replayed)> {
     let (theirs, recovered) = course.recover()?;
-    memory::warm(WARM_BYTES)?;
+    settle()?;
     let ours = replay(&course.base(), &course.wal_dir())?;
     let (ends, theirs_ends) = (ours.last_record, theirs.last_record);
     ensure!(ends == theirs_ends, "replay ends with {ends}, recovery with {theirs_ends}");

@@ -28,6 +28,9 @@ use crate::{
 
 /// Largest piece of log in one append and one [`Action::ReadWal`].
 const APPEND_BYTES_MAX: usize = 1024 * 1024;
+/// Less than this waits while a member has not answered for what it was sent before. It would wait for that sync there
+/// as well; here it becomes one message, which carries the commit position too.
+const GATHERED_BYTES_MAX: u64 = 32 * 1024;
 
 /// The timeline that is written; sent to every member, which creates it if it is missing.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -244,8 +247,7 @@ impl Proposer {
         }
         let available = self.window.end().bytes_since(lsn).unwrap_or(0) as usize;
         let bytes = bytes.slice(..bytes.len().min(APPEND_BYTES_MAX).min(available));
-        let next = lsn + bytes.len() as u64;
-        self.members.set_link(to_member, Link::Streaming { next });
+        self.members.note_sent(to_member, lsn + bytes.len() as u64);
         let append = Append { term, lsn, commit_lsn: self.commit_lsn, bytes };
         let mut actions = vec![send(to_member, append)];
         actions.extend(self.pump(to_member));
@@ -399,6 +401,7 @@ impl Proposer {
             return Vec::new();
         }
         self.members.set_flush(from, response.flush_lsn);
+        self.members.note_answer(from);
         let mut actions = Vec::new();
         if self.members.link(from) == Some(Link::Joining) {
             self.members.set_link(from, Link::Streaming { next: response.flush_lsn });
@@ -442,18 +445,22 @@ impl Proposer {
         members.into_iter().flat_map(|member| self.pump(member)).collect()
     }
 
-    /// Sends a streaming member everything that it lacks and the window has; asks for what it has not.
+    /// Sends a streaming member everything that it lacks and the window has, unless that may gather; asks for what the
+    /// window has not.
     fn pump(&mut self, member: NodeId) -> Vec<Action> {
         let Phase::Elected(election) = &self.phase else { return Vec::new() };
         let mut actions = Vec::new();
+        let enough = if self.members.owes_answer(member) { GATHERED_BYTES_MAX } else { 1 };
+        if self.members.lacks(member, self.window.end()) < enough {
+            return actions;
+        }
         while let Some(Link::Streaming { next }) = self.members.link(member) {
             if next >= self.window.end() {
                 break;
             }
             match self.window.piece(next, APPEND_BYTES_MAX) {
                 Some(bytes) => {
-                    let link = Link::Streaming { next: next + bytes.len() as u64 };
-                    self.members.set_link(member, link);
+                    self.members.note_sent(member, next + bytes.len() as u64);
                     let (term, commit_lsn) = (election.term, self.commit_lsn);
                     actions.push(send(member, Append { term, lsn: next, commit_lsn, bytes }));
                 }

@@ -48,6 +48,8 @@ struct Member {
     vote: Option<Vote>,
     /// Reported in our term.
     flush_lsn: Option<Lsn>,
+    /// Bytes were sent and nothing was heard since.
+    owes_answer: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -65,6 +67,7 @@ impl Members {
             term_seen: Term(0),
             vote: None,
             flush_lsn: None,
+            owes_answer: false,
         };
         Members(ids.iter().map(member).collect())
     }
@@ -96,7 +99,40 @@ impl Members {
 
     /// False when there is no such member.
     pub(super) fn set_link(&mut self, id: NodeId, link: Link) -> bool {
-        self.get_mut(id).map(|member| member.link = link).is_some()
+        let member = self.get_mut(id);
+        member
+            .map(|member| {
+                member.owes_answer &= matches!(link, Link::Streaming { .. } | Link::Reading { .. });
+                member.link = link;
+            })
+            .is_some()
+    }
+
+    /// Bytes up to `next` are on their way to a streaming member.
+    pub(super) fn note_sent(&mut self, id: NodeId, next: Lsn) {
+        if let Some(member) = self.get_mut(id) {
+            member.link = Link::Streaming { next };
+            member.owes_answer = true;
+        }
+    }
+
+    /// The member has answered.
+    pub(super) fn note_answer(&mut self, id: NodeId) {
+        if let Some(member) = self.get_mut(id) {
+            member.owes_answer = false;
+        }
+    }
+
+    /// Bytes before `end` that a streaming member was not sent.
+    pub(super) fn lacks(&self, id: NodeId, end: Lsn) -> u64 {
+        match self.link(id) {
+            Some(Link::Streaming { next }) => end.bytes_since(next).unwrap_or(0),
+            _ => 0,
+        }
+    }
+
+    pub(super) fn owes_answer(&self, id: NodeId) -> bool {
+        self.get(id).is_some_and(|member| member.owes_answer)
     }
 
     pub(super) fn with_link(&self, link: Link) -> Vec<NodeId> {

@@ -135,7 +135,40 @@ fn a_late_member_is_introduced_and_caught_up() {
     let read = Action::ReadWal { to_member: C, from: Lsn(100), to: Lsn(164), source };
     assert!(actions.contains(&read));
     let actions = p.on_wal(C, Lsn(100), vec![0; 64].into());
-    assert_eq!(appends(&actions), [(C, 100, 64), (C, 164, 32), (C, 196, 32)]);
+    assert_eq!(appends(&actions), [(C, 100, 64)]);
+    assert_eq!(appends(&flush(&mut p, C, 1, 164)), [(C, 164, 64)]);
+}
+
+#[test]
+fn what_comes_while_a_member_syncs_is_one_message_with_the_commit() {
+    let mut p = proposer(&[A]);
+    greet(&mut p, A, 0);
+    vote(&mut p, A, 1, 100, &[]);
+    flush(&mut p, A, 1, 100);
+    assert_eq!(appends(&p.append(Lsn(100), vec![1; 16].into()).unwrap()), [(A, 100, 16)]);
+    assert_eq!(p.append(Lsn(116), vec![2; 8].into()).unwrap(), []);
+    assert_eq!(p.append(Lsn(124), vec![3; 8].into()).unwrap(), []);
+    let bytes = [[2; 8], [3; 8]].concat().into();
+    let append = Append { term: Term(1), lsn: Lsn(116), commit_lsn: Lsn(116), bytes };
+    assert_eq!(flush(&mut p, A, 1, 116), [send(A, append)]);
+    let much = GATHERED_BYTES_MAX as usize;
+    assert_eq!(
+        appends(&p.append(Lsn(132), vec![4; much].into()).unwrap()),
+        [(A, 132, much)],
+        "much does not wait"
+    );
+}
+
+#[test]
+fn a_new_connection_owes_nothing() {
+    let mut p = proposer(&[A]);
+    greet(&mut p, A, 0);
+    vote(&mut p, A, 1, 100, &[]);
+    flush(&mut p, A, 1, 100);
+    p.append(Lsn(100), vec![1; 16].into()).unwrap();
+    p.on_disconnected(A);
+    greet(&mut p, A, 1);
+    assert_eq!(appends(&flush(&mut p, A, 1, 100)), [(A, 100, 16)]);
 }
 
 #[test]

@@ -2,8 +2,11 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use treering_types::Lsn;
+
+/// Short pieces are sent together up to so many bytes: copying them is cheaper than a message for each.
+const JOINED_BYTES_MAX: usize = 32 * 1024;
 
 /// A contiguous stretch `start..end` of the log, at most `bytes_max` long (plus one piece).
 #[derive(Clone, Debug)]
@@ -51,16 +54,32 @@ impl Window {
         }
     }
 
-    /// Bytes from `lsn` on, at most `bytes_max` of them; `None` when `lsn` lies outside.
+    /// Bytes from `lsn` on, at most `bytes_max` of them; `None` when `lsn` lies outside. What came in several short
+    /// pieces is put together.
     pub(super) fn piece(&self, lsn: Lsn, bytes_max: usize) -> Option<Bytes> {
         let mut skip = usize::try_from(lsn.bytes_since(self.start)?).ok()?;
-        for piece in &self.pieces {
+        let mut pieces = self.pieces.iter();
+        let first = loop {
+            let piece = pieces.next()?;
             if skip < piece.len() {
-                return Some(piece.slice(skip..piece.len().min(skip + bytes_max)));
+                break piece.slice(skip..piece.len().min(skip + bytes_max));
             }
             skip -= piece.len();
+        };
+        let joined_max = bytes_max.min(JOINED_BYTES_MAX);
+        let fitting = |room: &mut usize, piece: &Bytes| {
+            *room = room.checked_sub(piece.len())?;
+            Some(piece.clone())
+        };
+        let room = joined_max.saturating_sub(first.len());
+        let mut more = pieces.scan(room, fitting).peekable();
+        if more.peek().is_none() {
+            return Some(first);
         }
-        None
+        let mut joined = BytesMut::with_capacity(joined_max);
+        joined.extend_from_slice(&first);
+        more.for_each(|piece| joined.extend_from_slice(&piece));
+        Some(joined.freeze())
     }
 }
 
@@ -77,6 +96,8 @@ mod tests {
         assert_eq!((window.start(), window.end()), (Lsn(106), Lsn(113)));
         assert_eq!(window.piece(Lsn(105), 9), None);
         assert_eq!(window.piece(Lsn(107), 2), Some(Bytes::from_static(b"hi")));
+        assert_eq!(window.piece(Lsn(107), 6), Some(Bytes::from_static(b"hijklm")));
+        assert_eq!(window.piece(Lsn(107), 5), Some(Bytes::from_static(b"hij")));
         assert_eq!(window.piece(Lsn(110), 9), Some(Bytes::from_static(b"klm")));
         assert_eq!(window.piece(Lsn(113), 9), None);
         window.drop_before(Lsn(112));
