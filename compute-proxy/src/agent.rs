@@ -395,10 +395,10 @@ impl Agent {
 
     /// What runs beside a compute until it ends.
     pub fn attend(&self, compute: &Arc<Compute>, endpoint: &Endpoint, stream_from: Lsn) {
-        tokio::spawn(standby::run(compute.clone(), stream_from));
+        compute.session.spawn(standby::run(compute.clone(), stream_from));
         let Some(pages) = &compute.pages else { return };
         pages.set_gate(compute);
-        tokio::spawn(Arc::clone(pages).publish_commits(compute.clone()));
+        compute.session.spawn(Arc::clone(pages).publish_commits(compute.clone()));
         tokio::spawn(Arc::clone(pages).forget_unlinked(compute.clone()));
         if self.options.pages.cache_limit_bytes.is_some() {
             let ingest = IngestView {

@@ -1,7 +1,9 @@
 //! The proposer of one compute: the consensus crate's state machine, given sockets and a clock.
 //!
-//! A [`Session`] is one term won. It lives in a task of its own; everyone else holds the handle. WAL goes in through
-//! a bounded channel that is not read while too much waits to be sent, which is the back-pressure on the compute.
+//! A [`Session`] is one term won. It lives on a thread of its own, with the connections to the members and whoever
+//! feeds it ([`Session::spawn`]): what a commit passes through here wakes no other thread. Everyone else holds the
+//! handle. WAL goes in through a bounded channel that is not read while too much waits to be sent, which is the
+//! back-pressure on the compute.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -10,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    runtime::{Builder, Handle},
     sync::{mpsc, watch},
 };
 use tokio_util::sync::CancellationToken;
@@ -51,6 +54,7 @@ pub struct Session {
     commit: watch::Receiver<Lsn>,
     failure: watch::Receiver<Option<AgentError>>,
     close: CancellationToken,
+    thread: Handle,
     /// Where the compute keeps its WAL, once there is one.
     wal_dir: Arc<Mutex<Option<PathBuf>>>,
 }
@@ -76,12 +80,14 @@ impl Session {
         let (failure_in, failure) = watch::channel(None);
         let (elected_in, mut elected) = watch::channel(None);
         let close = CancellationToken::new();
+        let guard = close.clone().drop_guard();
+        let thread = start_thread(close.clone())?;
         let wal_dir = Arc::new(Mutex::new(None));
         let links = nodes
             .iter()
             .zip(members)
             .map(|(&node, address)| {
-                Link::open(node, address.clone(), events_in.clone(), close.clone())
+                Link::open(&thread, node, address.clone(), events_in.clone(), close.clone())
             })
             .collect();
         let driver = Driver {
@@ -93,8 +99,7 @@ impl Session {
             wal_dir: wal_dir.clone(),
             last_refusal: None,
         };
-        let guard = close.clone().drop_guard();
-        tokio::spawn(driver.run(events, appends_out, close.clone()));
+        thread.spawn(driver.run(events, appends_out, close.clone()));
         let won = tokio::time::timeout(ELECTION_LIMIT, async {
             let mut failure = failure.clone();
             tokio::select! {
@@ -116,8 +121,14 @@ impl Session {
             commit,
             failure,
             close,
+            thread,
             wal_dir,
         })
+    }
+
+    /// Runs a task on the session's thread. It is dropped when the session is closed.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.thread.spawn(task);
     }
 
     /// Hands on the next bytes of the log. Waits while too much is under way.
@@ -172,6 +183,18 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.close.cancel();
     }
+}
+
+/// A thread that runs tasks until `close` is cancelled; what is left of them is dropped then.
+fn start_thread(close: CancellationToken) -> Result<Handle, AgentError> {
+    let failed = |error: std::io::Error| {
+        AgentError::new(ErrorKind::Unavailable, format!("no thread for the log: {error}"))
+    };
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let handle = runtime.handle().clone();
+    let body = move || runtime.block_on(close.cancelled());
+    std::thread::Builder::new().name("treering-wal".into()).spawn(body).map_err(failed)?;
+    Ok(handle)
 }
 
 fn gone() -> AgentError {
@@ -341,6 +364,7 @@ struct Link {
 
 impl Link {
     fn open(
+        thread: &Handle,
         node: NodeId,
         address: String,
         events: mpsc::Sender<Event>,
@@ -348,7 +372,7 @@ impl Link {
     ) -> Link {
         let link = Link { node, queued: Queued::default(), outgoing: Arc::default() };
         let (queued, outgoing) = (link.queued.clone(), link.outgoing.clone());
-        tokio::spawn(async move {
+        thread.spawn(async move {
             let again = async {
                 loop {
                     if let Ok(stream) = TcpStream::connect(&address).await {

@@ -20,6 +20,7 @@ use treering_wire::{
 use crate::{
     compute::settings::{AGENT_ROLE, AGENT_SLOT, AGENT_STANDBY, SOCKET_PORT},
     endpoint::Compute,
+    pages::Pages,
     wire::{Failure, Wire},
 };
 
@@ -39,9 +40,6 @@ pub async fn run(compute: Arc<Compute>, mut next: Lsn) {
             over = stream(&compute, &mut next) => over,
             () = compute.wait_ended() => return,
         };
-        if let Some(pages) = &compute.pages {
-            pages.release_wal();
-        }
         if compute.session.is_closed() {
             return;
         }
@@ -64,11 +62,8 @@ async fn stream(compute: &Compute, next: &mut Lsn) -> anyhow::Result<()> {
         Err(error) => return Err(error.into()),
     }
     wire.start_copy(&format!("START_REPLICATION SLOT \"{AGENT_SLOT}\" PHYSICAL {next}")).await?;
-    if let Some(pages) = &compute.pages
-        && !compute.stop.is_cancelled()
-    {
-        pages.limit_wal();
-    }
+    let streams = compute.pages.as_deref().filter(|_| !compute.stop.is_cancelled());
+    let _limited = streams.map(Limited::begin);
     let mut commit = compute.session.watch_commit();
     let mut status = tokio::time::interval(STATUS_EVERY);
     let mut gathered = BytesMut::new();
@@ -113,6 +108,22 @@ async fn stream(compute: &Compute, next: &mut Lsn) -> anyhow::Result<()> {
                 report(&mut wire, lsn).await?;
             }
         }
+    }
+}
+
+/// While the log is streamed the compute must not write it far ahead. Without a stream nobody could tell it to go on.
+struct Limited<'a>(&'a Pages);
+
+impl Limited<'_> {
+    fn begin(pages: &Pages) -> Limited<'_> {
+        pages.limit_wal();
+        Limited(pages)
+    }
+}
+
+impl Drop for Limited<'_> {
+    fn drop(&mut self) {
+        self.0.release_wal();
     }
 }
 

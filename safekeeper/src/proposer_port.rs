@@ -1,28 +1,28 @@
 //! The WAL port: proposers speak the protocol of `treering_consensus::codec` here.
 //!
-//! A connection begins with a greeting that names its timeline; from then on its messages go to that timeline's
-//! queue, and the answers come back on their own. A refusal is the last thing sent.
+//! A connection begins with a greeting that names its timeline; from then on it lives on that timeline's thread: its
+//! messages go to the timeline's queue, and the answers come back on their own. A refusal is the last thing sent.
 
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::timeout,
 };
 use treering_consensus::{
-    AcceptorMessage, ProposerMessage, Refusal,
+    AcceptorMessage, ProposerId, ProposerMessage, Refusal,
     codec::{CodecError, Message},
 };
 
 use crate::{
     error::StoreError,
-    timeline::{ANSWERS, Request, Timeline},
+    timeline::{ANSWERS, ConnectionId, Request, Timeline},
     timelines::Timelines,
 };
 
@@ -50,8 +50,7 @@ pub(crate) enum PortError {
 /// Serves one connection to its end.
 pub(crate) async fn serve(stream: TcpStream, timelines: Arc<Timelines>) -> Result<(), PortError> {
     stream.set_nodelay(true)?;
-    let (read, mut write) = stream.into_split();
-    let mut reader = Reader { read, input: BytesMut::with_capacity(READ_BYTES) };
+    let mut reader = Reader { read: stream, input: BytesMut::with_capacity(READ_BYTES) };
     let first = timeout(GREETING_TIMEOUT, reader.next()).await.map_err(|_| PortError::Silent)??;
     let greeting = match first {
         None => return Ok(()),
@@ -61,31 +60,63 @@ pub(crate) async fn serve(stream: TcpStream, timelines: Arc<Timelines>) -> Resul
     let timeline = match timelines.greet(&greeting).await {
         Ok(timeline) => timeline,
         Err(error) => {
-            send_refusal(&mut write, &error).await?;
+            send_refusal(&mut reader.read, &error).await?;
             reader.drain().await;
             return Err(error.into());
         }
     };
     let (proposer, connection) = (greeting.proposer, timelines.next_connection());
     let (answers, queue) = mpsc::channel(ANSWERS);
-    timeline.send(Request::Attach { proposer, connection, answers }).await?;
-    timeline.send(Request::Message { proposer, connection, message: greeting.into() }).await?;
-    let stop = timeline.stopping().clone();
-    let ended = tokio::select! {
-        ended = write_answers(write, queue) => ended,
-        ended = read_messages(&mut reader, &timeline, |message| Request::Message {
-            proposer, connection, message,
-        }) => ended,
-        () = stop.cancelled() => Ok(()),
+    let (ended_in, ended) = oneshot::channel();
+    let conversation = {
+        let Reader { read: stream, input } = reader;
+        let (timeline, stream) = (timeline.clone(), stream.into_std()?);
+        let message = ProposerMessage::Greeting(greeting);
+        let conversation = async move {
+            let talk = Talk { timeline, proposer, connection };
+            let _ = ended_in.send(talk.run(stream, input, message, queue).await);
+        };
+        Box::pin(conversation)
     };
-    reader.drain().await;
-    // The timeline may be gone by now; then there is nothing to detach from.
-    let _ = timeline.send(Request::Detach { proposer, connection }).await;
-    ended
+    timeline.send(Request::Attach { proposer, connection, answers, conversation }).await?;
+    // Gone without a word: the timeline has stopped.
+    ended.await.unwrap_or(Ok(()))
+}
+
+/// A greeted connection, on its timeline's thread.
+struct Talk {
+    timeline: Arc<Timeline>,
+    proposer: ProposerId,
+    connection: ConnectionId,
+}
+
+impl Talk {
+    async fn run(
+        self,
+        stream: std::net::TcpStream,
+        input: BytesMut,
+        greeting: ProposerMessage,
+        answers: mpsc::Receiver<AcceptorMessage>,
+    ) -> Result<(), PortError> {
+        let (read, write) = TcpStream::from_std(stream)?.into_split();
+        let mut reader = Reader { read, input };
+        let Talk { timeline, proposer, connection } = self;
+        let request = |message| Request::Message { proposer, connection, message };
+        timeline.send(request(greeting)).await?;
+        let ended = tokio::select! {
+            ended = write_answers(write, answers) => ended,
+            ended = read_messages(&mut reader, &timeline, request) => ended,
+            () = timeline.stopping().cancelled() => Ok(()),
+        };
+        reader.drain().await;
+        // The timeline may be gone by now; then there is nothing to detach from.
+        let _ = timeline.send(Request::Detach { proposer, connection }).await;
+        ended
+    }
 }
 
 async fn read_messages(
-    reader: &mut Reader,
+    reader: &mut Reader<OwnedReadHalf>,
     timeline: &Timeline,
     request: impl Fn(ProposerMessage) -> Request,
 ) -> Result<(), PortError> {
@@ -114,7 +145,7 @@ async fn write_answers(
     Ok(())
 }
 
-async fn send_refusal(write: &mut OwnedWriteHalf, error: &StoreError) -> io::Result<()> {
+async fn send_refusal(write: &mut TcpStream, error: &StoreError) -> io::Result<()> {
     let refusal = Refusal { reason: error.refusal_reason(), text: error.to_string() };
     let mut out = BytesMut::new();
     AcceptorMessage::Refusal(refusal).encode(&mut out);
@@ -122,12 +153,12 @@ async fn send_refusal(write: &mut OwnedWriteHalf, error: &StoreError) -> io::Res
     write.shutdown().await
 }
 
-struct Reader {
-    read: OwnedReadHalf,
+struct Reader<R> {
+    read: R,
     input: BytesMut,
 }
 
-impl Reader {
+impl<R: AsyncRead + Unpin> Reader<R> {
     /// The next message; `None` at the end of the stream. Bytes read are kept when the future is dropped.
     async fn next(&mut self) -> Result<Option<ProposerMessage>, PortError> {
         loop {

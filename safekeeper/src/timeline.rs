@@ -1,19 +1,20 @@
 //! A running timeline: a task that feeds the member with whatever has queued up, and everyone else's handle on it.
 //!
 //! The queue is bounded; a proposer that sends faster than the disk writes waits in its own socket. While the disk
-//! is busy with one batch the next one gathers: that is the group commit. While batches follow each other one thread of
-//! the blocking pool has the member: handing it over for each batch would cost more than the batch. Answers go to the newest connection of a
-//! proposer; messages that an older connection of it still had under way are dropped.
+//! is busy with one batch the next one gathers: that is the group commit. While a proposer is connected the timeline has
+//! a thread, which has the connections too and waits for the disk itself: handing a batch from thread to thread would
+//! cost more than the batch. Answers go to the newest connection of a proposer; messages that an older connection of it
+//! still had under way are dropped.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
-    runtime::Handle,
-    sync::{mpsc, watch},
+    runtime::{Builder, Runtime},
+    sync::{mpsc, oneshot, watch},
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use treering_consensus::{AcceptorMessage, PgAncestor, ProposerId, ProposerMessage};
 use treering_types::{Lsn, Term};
 
@@ -35,12 +36,16 @@ const QUIET: Duration = Duration::from_millis(500);
 /// Names one connection of a proposer; later ones are higher.
 pub(crate) type ConnectionId = u64;
 
+/// What a connection does until it ends, after its last request. Runs on the timeline's thread.
+pub(crate) type Conversation = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 pub(crate) enum Request {
     /// A connection greeted; answers go there from now on.
     Attach {
         proposer: ProposerId,
         connection: ConnectionId,
         answers: mpsc::Sender<AcceptorMessage>,
+        conversation: Conversation,
     },
     Detach {
         proposer: ProposerId,
@@ -83,8 +88,14 @@ impl Timeline {
             stop: stop.clone(),
             stopped: stopped.clone(),
         };
-        let driver =
-            Driver { member, publish, connections: HashMap::new(), horizon: Lsn::INVALID, metrics };
+        let driver = Driver {
+            member,
+            publish,
+            connections: HashMap::new(),
+            conversations: TaskTracker::new(),
+            horizon: Lsn::INVALID,
+            metrics,
+        };
         tokio::spawn(async move {
             let _done = stopped.drop_guard();
             driver.run(queue, stop).await;
@@ -172,6 +183,8 @@ struct Driver {
     member: Member,
     publish: watch::Sender<Status>,
     connections: HashMap<ProposerId, Connection>,
+    /// Those on the thread, older connections too.
+    conversations: TaskTracker,
     horizon: Lsn,
     metrics: Arc<Metrics>,
 }
@@ -184,31 +197,39 @@ enum Next {
 }
 
 impl Driver {
-    /// Without requests this is an async task and no more; the first one moves it to a thread that may block, until it
-    /// is quiet again.
+    /// Without proposers this is an async task and no more; a request moves it to a thread of its own, until all is quiet
+    /// again.
     async fn run(mut self, mut queue: mpsc::Receiver<Request>, stop: CancellationToken) {
-        let (publish, runtime) = (self.publish.clone(), Handle::current());
+        let publish = self.publish.clone();
         while let Next::Requests(first) = next(&mut queue, &stop, Duration::MAX).await {
-            let (runtime, stop) = (runtime.clone(), stop.clone());
-            let busy = run_blocking(move || {
+            let (back_in, back) = oneshot::channel();
+            let stop = stop.clone();
+            let started = start_thread(move |runtime| {
+                let conversations = self.conversations.clone();
                 runtime.block_on(self.be_busy(&mut queue, &stop, first));
-                self.persist_quietly();
-                (self, queue)
+                let _ = back_in.send((self, queue));
+                // After a stop they still have their last answers to send.
+                conversations.close();
+                runtime.block_on(conversations.wait());
             });
-            match busy.await {
+            let ended = match started {
+                Ok(()) => back.await.map_err(|_| "the writer ended unexpectedly".to_owned()),
+                Err(error) => Err(format!("no thread for the writer: {error}")),
+            };
+            match ended {
                 Ok(back) => (self, queue) = back,
-                Err(_) => {
+                Err(why) => {
                     publish.send_modify(|status| {
-                        let why = || "the writer ended unexpectedly".to_owned();
-                        status.latched.get_or_insert_with(why);
+                        status.latched.get_or_insert(why);
                     });
                     return;
                 }
             }
+            self.conversations = TaskTracker::new();
         }
     }
 
-    /// On a thread that may block: batch after batch, until none comes for a while.
+    /// On the thread: batch after batch, until none comes for a while and nobody is there who could send one.
     async fn be_busy(
         &mut self,
         queue: &mut mpsc::Receiver<Request>,
@@ -216,9 +237,15 @@ impl Driver {
         first: Vec<Request>,
     ) {
         self.handle(first);
-        while let Next::Requests(requests) = next(queue, stop, QUIET).await {
-            self.handle(requests);
+        loop {
+            match next(queue, stop, QUIET).await {
+                Next::Requests(requests) => self.handle(requests),
+                Next::Quiet if self.conversations.is_empty() => break,
+                Next::Quiet => self.persist_quietly(),
+                Next::Stopped => break,
+            }
         }
+        self.persist_quietly();
     }
 
     fn handle(&mut self, requests: Vec<Request>) {
@@ -237,8 +264,9 @@ impl Driver {
         let mut messages = Vec::new();
         for request in requests {
             match request {
-                Request::Attach { proposer, connection: id, answers } => {
+                Request::Attach { proposer, connection: id, answers, conversation } => {
                     self.connections.insert(proposer, Connection { id, answers });
+                    self.conversations.spawn(conversation);
                 }
                 Request::Detach { proposer, connection } => {
                     if self.is_newest(proposer, connection) {
@@ -284,6 +312,13 @@ impl Driver {
         }
         self.publish_status();
     }
+}
+
+/// Runs `body` on a new thread, with a runtime for that thread alone.
+fn start_thread(body: impl FnOnce(Runtime) + Send + 'static) -> std::io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let thread = std::thread::Builder::new().name("treering-wal".into());
+    thread.spawn(move || body(runtime)).map(drop)
 }
 
 /// Waits for requests, for `patience` at most, and takes all that there are.
