@@ -37,6 +37,8 @@ const QUEUED_BYTES_MAX: usize = 16 * 1024 * 1024;
 const APPEND_QUEUE: usize = 64;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a member may take to hear the last words of a session that is closed.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 /// How long an election may take before the caller is told that no quorum answers.
 const ELECTION_LIMIT: Duration = Duration::from_secs(10);
 
@@ -160,7 +162,7 @@ impl Session {
         self.close.is_cancelled() || self.failure.borrow().is_some()
     }
 
-    /// Lets go of the term.
+    /// Lets go of the term. What the members were already to be told, the last commit above all, still reaches them.
     pub fn close(&self) {
         self.close.cancel();
     }
@@ -326,7 +328,8 @@ impl Queued {
     }
 }
 
-/// The way to one member: a task that connects, again and again, until the session is closed.
+/// The way to one member: a task that connects, again and again, until the session is closed. What is queued by then is still sent: a member that
+/// missed the last commit would keep it from the pageserver until somebody is elected again.
 struct Link {
     node: NodeId,
     queued: Queued,
@@ -343,8 +346,9 @@ impl Link {
         let link = Link { node, queued: Queued::default(), outgoing: Arc::default() };
         let (queued, outgoing) = (link.queued.clone(), link.outgoing.clone());
         tokio::spawn(async move {
+            let last_words = link_closed(&close, outgoing.clone());
             let again = async {
-                loop {
+                while !close.is_cancelled() {
                     if let Ok(stream) = TcpStream::connect(&address).await {
                         let (sender, receiver) = mpsc::unbounded_channel();
                         *outgoing.lock() = Some(sender);
@@ -359,7 +363,7 @@ impl Link {
                     tokio::time::sleep(RECONNECT_PAUSE).await;
                 }
             };
-            tokio::select! { () = again => {}, () = close.cancelled() => {} }
+            tokio::select! { () = again => {}, () = last_words => {} }
         });
         link
     }
@@ -381,6 +385,16 @@ impl Link {
     }
 }
 
+/// Once the session is closed: takes no more, and returns when there was time to send what had been taken.
+async fn link_closed(
+    close: &CancellationToken,
+    outgoing: Arc<Mutex<Option<mpsc::UnboundedSender<Bytes>>>>,
+) {
+    close.cancelled().await;
+    *outgoing.lock() = None;
+    tokio::time::sleep(FAREWELL_LIMIT).await;
+}
+
 /// One connection until either side ends it.
 async fn converse(
     node: NodeId,
@@ -392,17 +406,16 @@ async fn converse(
     stream.set_nodelay(true)?;
     let (mut reader, mut writer) = stream.into_split();
     let write = async {
-        let mut result = Ok(());
         while let Some(frame) = outgoing.recv().await {
-            if result.is_ok() {
-                result = writer.write_all(&frame).await;
-            }
+            let written = writer.write_all(&frame).await;
             queued.sub(frame.len());
-            if result.is_err() {
-                break;
-            }
+            written?;
         }
-        result
+        // All is said. The connection is left to the member, which closes it when it has taken everything: closed with answers unread, it
+        // would throw away what is still on its way.
+        writer.shutdown().await?;
+        tokio::time::sleep(FAREWELL_LIMIT).await;
+        Ok::<(), std::io::Error>(())
     };
     let read = async {
         let mut input = BytesMut::with_capacity(64 * 1024);
@@ -410,9 +423,8 @@ async fn converse(
             while let Some(message) =
                 AcceptorMessage::decode(&mut input).map_err(std::io::Error::other)?
             {
-                if events.send(Event::Message(node, message)).await.is_err() {
-                    return Ok(());
-                }
+                // Without a driver nobody wants it, and what is queued still goes out.
+                let _ = events.send(Event::Message(node, message)).await;
             }
             if reader.read_buf(&mut input).await? == 0 {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
