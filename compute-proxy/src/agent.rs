@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Context;
 use parking_lot::Mutex;
-use treering_consensus::{PgAncestor, TimelineIdentity};
+use treering_consensus::{MemberEnd, PgAncestor, TimelineIdentity, settled_end};
 use treering_pgfmt::version::PgMajor;
 use treering_types::{ErrorKind, Lsn, TenantId, Term, TimelineId};
 
@@ -40,7 +40,7 @@ use crate::{
         library,
         lsn::Horizon,
     },
-    peers::{self, Peers},
+    peers::{self, LogEnd, Peers},
     proposer::{Log, Session},
     standby,
     wake::BranchName,
@@ -144,26 +144,45 @@ impl Agent {
         Ok(())
     }
 
-    /// The LSN that covers every commit acknowledged before the call.
+    /// The LSN that covers every commit acknowledged before the call; the log is committed up to there.
     ///
-    /// A live proposer knows it; without one, an election seals the log at its end and commits that.
+    /// A live proposer knows it. Without one the quorum is asked where the log ends: no term, no sync, and calls wait neither for each other nor
+    /// for a start under way. Only what a writer left uncommitted takes an election, which seals the log and commits it; it takes one, not one a call.
     pub async fn barrier(&self, tenant: TenantId, timeline: TimelineId) -> Result<Lsn, AgentError> {
         let endpoint = self.endpoint(tenant, timeline);
         if let Some(compute) = endpoint.current() {
             return Ok(compute.session.commit_lsn());
         }
+        if let Some(end) = self.settled_end(&endpoint).await? {
+            return Ok(end);
+        }
         let _changing = endpoint.change().await?;
         if let Some(compute) = endpoint.current() {
             return Ok(compute.session.commit_lsn());
         }
-        let facts = self.peers.timeline(tenant, timeline).await?;
-        if !self.peers.has_log(tenant, timeline).await? {
-            return Ok(facts.start_lsn);
+        // Whoever had the endpoint before us may have settled it.
+        if let Some(end) = self.settled_end(&endpoint).await? {
+            return Ok(end);
         }
+        let facts = self.peers.timeline(tenant, timeline).await?;
         let session = Session::elect(self.log_of(&endpoint, &facts), &self.safekeepers()).await?;
         let sealed = session.start_lsn;
         session.close();
         Ok(sealed)
+    }
+
+    /// Where the log ends, if a majority of the members can tell without an election.
+    async fn settled_end(&self, endpoint: &Endpoint) -> Result<Option<Lsn>, AgentError> {
+        let (tenant, timeline) = (endpoint.tenant, endpoint.timeline);
+        let answers = match self.peers.log_end(tenant, timeline).await? {
+            LogEnd::At(end) => vec![end],
+            LogEnd::NoLog => {
+                let start_lsn = self.peers.timeline(tenant, timeline).await?.start_lsn;
+                vec![MemberEnd { flush_lsn: start_lsn, commit_lsn: start_lsn }]
+            }
+            LogEnd::Latched => Vec::new(),
+        };
+        Ok(settled_end(&answers, self.safekeepers().len()))
     }
 
     fn log_of(&self, endpoint: &Endpoint, facts: &peers::Timeline) -> Log {

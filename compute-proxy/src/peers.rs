@@ -6,6 +6,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use reqwest::StatusCode;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use treering_consensus::MemberEnd;
 use treering_types::{ErrorKind, Lsn, TenantId, TimelineId};
 
 use crate::{AgentOptions, error::AgentError};
@@ -46,6 +47,16 @@ pub struct Timeline {
     pub start_lsn: Lsn,
     /// How far it is ingested.
     pub last_record_lsn: Lsn,
+}
+
+/// What a safekeeper says of its copy of a log.
+#[derive(Debug, Clone, Copy)]
+pub enum LogEnd {
+    At(MemberEnd),
+    /// No compute was ever started on the timeline.
+    NoLog,
+    /// It cannot vouch for anything before it is opened again.
+    Latched,
 }
 
 fn number_in_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
@@ -114,15 +125,25 @@ impl Peers {
         self.ask(&format!("{}/v1/tenant/{tenant}/timeline/{timeline}", self.pageserver), &[]).await
     }
 
-    /// True once the timeline has a log: some compute was started on it.
-    pub async fn has_log(
+    /// Where the safekeeper's copy of a timeline's log ends now.
+    pub async fn log_end(
         &self,
         tenant: TenantId,
         timeline: TimelineId,
-    ) -> Result<bool, AgentError> {
-        match self.get(&self.log_url(tenant, timeline), &[]).await {
-            Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
-            other => other.map(|_| true),
+    ) -> Result<LogEnd, AgentError> {
+        #[derive(Deserialize)]
+        struct Log {
+            flush_lsn: Lsn,
+            commit_lsn: Lsn,
+            latched: Option<String>,
+        }
+        match self.ask(&self.log_url(tenant, timeline), &[]).await {
+            Ok(Log { latched: Some(_), .. }) => Ok(LogEnd::Latched),
+            Ok(Log { flush_lsn, commit_lsn, .. }) => {
+                Ok(LogEnd::At(MemberEnd { flush_lsn, commit_lsn }))
+            }
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(LogEnd::NoLog),
+            Err(error) => Err(error),
         }
     }
 

@@ -15,7 +15,7 @@ use tokio::{
     runtime::{Builder, Handle},
     sync::{mpsc, watch},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use treering_consensus::{
     AcceptorMessage, Action, Election, PgAncestor, Proposer, ProposerConfig, ProposerId,
     ProposerMessage, TimelineIdentity, WalSource, codec::Message,
@@ -42,6 +42,8 @@ const APPEND_QUEUE: usize = 64;
 const FRAMES_AT_ONCE: usize = 16;
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a member may take to hear the last words of a session that is closed.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 /// How long an election may take before the caller is told that no quorum answers.
 const ELECTION_LIMIT: Duration = Duration::from_secs(10);
 
@@ -81,13 +83,15 @@ impl Session {
         let (elected_in, mut elected) = watch::channel(None);
         let close = CancellationToken::new();
         let guard = close.clone().drop_guard();
-        let thread = start_thread(close.clone())?;
+        let tracker = TaskTracker::new();
+        let thread = start_thread(close.clone(), tracker.clone())?;
         let wal_dir = Arc::new(Mutex::new(None));
         let links = nodes
             .iter()
             .zip(members)
             .map(|(&node, address)| {
-                Link::open(&thread, node, address.clone(), events_in.clone(), close.clone())
+                let place = (&tracker, &thread);
+                Link::open(place, node, address.clone(), events_in.clone(), close.clone())
             })
             .collect();
         let driver = Driver {
@@ -173,7 +177,7 @@ impl Session {
         self.close.is_cancelled() || self.failure.borrow().is_some()
     }
 
-    /// Lets go of the term.
+    /// Lets go of the term. What the members were already to be told, the last commit above all, still reaches them.
     pub fn close(&self) {
         self.close.cancel();
     }
@@ -185,14 +189,21 @@ impl Drop for Session {
     }
 }
 
-/// A thread that runs tasks until `close` is cancelled; what is left of them is dropped then.
-fn start_thread(close: CancellationToken) -> Result<Handle, AgentError> {
+/// A thread that runs tasks until `close` is cancelled and the `links` have said what they had to; what is left is
+/// dropped then.
+fn start_thread(close: CancellationToken, links: TaskTracker) -> Result<Handle, AgentError> {
     let failed = |error: std::io::Error| {
         AgentError::new(ErrorKind::Unavailable, format!("no thread for the log: {error}"))
     };
     let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let handle = runtime.handle().clone();
-    let body = move || runtime.block_on(close.cancelled());
+    let body = move || {
+        runtime.block_on(async {
+            close.cancelled().await;
+            links.close();
+            links.wait().await;
+        });
+    };
     std::thread::Builder::new().name("treering-wal".into()).spawn(body).map_err(failed)?;
     Ok(handle)
 }
@@ -355,7 +366,8 @@ impl Queued {
     }
 }
 
-/// The way to one member: a task that connects, again and again, until the session is closed.
+/// The way to one member: a task that connects, again and again, until the session is closed. What is queued by then is still sent: a member that
+/// missed the last commit would keep it from the pageserver until somebody is elected again.
 struct Link {
     node: NodeId,
     queued: Queued,
@@ -364,7 +376,7 @@ struct Link {
 
 impl Link {
     fn open(
-        thread: &Handle,
+        (links, thread): (&TaskTracker, &Handle),
         node: NodeId,
         address: String,
         events: mpsc::Sender<Event>,
@@ -372,9 +384,10 @@ impl Link {
     ) -> Link {
         let link = Link { node, queued: Queued::default(), outgoing: Arc::default() };
         let (queued, outgoing) = (link.queued.clone(), link.outgoing.clone());
-        thread.spawn(async move {
+        let task = async move {
+            let last_words = link_closed(&close, outgoing.clone());
             let again = async {
-                loop {
+                while !close.is_cancelled() {
                     if let Ok(stream) = TcpStream::connect(&address).await {
                         let (sender, receiver) = mpsc::unbounded_channel();
                         {
@@ -394,8 +407,9 @@ impl Link {
                     tokio::time::sleep(RECONNECT_PAUSE).await;
                 }
             };
-            tokio::select! { () = again => {}, () = close.cancelled() => {} }
-        });
+            tokio::select! { () = again => {}, () = last_words => {} }
+        };
+        links.spawn_on(task, thread);
         link
     }
 
@@ -414,6 +428,16 @@ impl Link {
     fn disconnect(&self) {
         *self.outgoing.lock() = None;
     }
+}
+
+/// Once the session is closed: takes no more, and returns when there was time to send what had been taken.
+async fn link_closed(
+    close: &CancellationToken,
+    outgoing: Arc<Mutex<Option<mpsc::UnboundedSender<Bytes>>>>,
+) {
+    close.cancelled().await;
+    *outgoing.lock() = None;
+    tokio::time::sleep(FAREWELL_LIMIT).await;
 }
 
 /// One connection until either side ends it.
@@ -438,7 +462,11 @@ async fn converse(
             frames.clear();
             written?;
         }
-        Ok(())
+        // All is said. The connection is left to the member, which closes it when it has taken everything: closed with
+        // answers unread, it would throw away what is still on its way.
+        writer.shutdown().await?;
+        tokio::time::sleep(FAREWELL_LIMIT).await;
+        Ok::<(), std::io::Error>(())
     };
     let read = async {
         let mut input = BytesMut::with_capacity(64 * 1024);
@@ -446,9 +474,8 @@ async fn converse(
             while let Some(message) =
                 AcceptorMessage::decode(&mut input).map_err(std::io::Error::other)?
             {
-                if events.send(Event::Message(node, message)).await.is_err() {
-                    return Ok(());
-                }
+                // Without a driver nobody wants it, and what is queued still goes out.
+                let _ = events.send(Event::Message(node, message)).await;
             }
             if reader.read_buf(&mut input).await? == 0 {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());

@@ -2,11 +2,12 @@
 
 use std::{
     collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, RwLock};
 use treering_types::{Lsn, TenantId, TimelineId};
 
 use crate::{
@@ -20,6 +21,8 @@ use crate::{
     store::Store,
 };
 
+/// Locks that names share.
+const NAME_LOCKS: usize = 64;
 /// Between two attempts to reconcile while peers come up.
 const RECONCILE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -29,8 +32,11 @@ pub struct Branches {
     peers: Peers,
     /// Of a project that is made here.
     pg_version: u32,
-    /// One change at a time: records are read, judged and written under it.
-    changing: Mutex<()>,
+    /// Records are read, judged and written under it: one change at a time, but branches are created side by side. Creations touch no record that is
+    /// there, and need of their source only that it is not deleted or archived meanwhile.
+    changing: RwLock<()>,
+    /// Held while a branch of a name is created, by the name's hash: of two that want one name, the second finds the branch of the first.
+    naming: [Mutex<()>; NAME_LOCKS],
 }
 
 /// A request to create a branch.
@@ -51,7 +57,8 @@ pub struct CreateBranch {
 
 impl Branches {
     pub fn new(store: Store, peers: Peers, pg_version: u32) -> Branches {
-        Branches { store, peers, pg_version, changing: Mutex::new(()) }
+        let naming = std::array::from_fn(|_| Mutex::new(()));
+        Branches { store, peers, pg_version, changing: RwLock::new(()), naming }
     }
 
     /// Finishes what a crash cut short: the default project exists with its root branch, deletions are carried out,
@@ -182,7 +189,8 @@ impl Branches {
         check_branch_name(&request.name)?;
         let project = self.project(project_id)?;
         let at = request.at.as_deref().map(|text| at::parse(text, Timestamp::now())).transpose()?;
-        let _changing = self.changing.lock().await;
+        let _changing = self.changing.read().await;
+        let _named = self.name_lock(&request.name).lock().await;
         let source = self.branch(&project, request.source_branch.as_deref().unwrap_or(""))?;
         if source.archived {
             let why = format!("branch \"{}\" is archived", source.name);
@@ -208,6 +216,12 @@ impl Branches {
             )));
         }
         self.create_at(&project, &source, &request.name, at).await
+    }
+
+    fn name_lock(&self, name: &str) -> &Mutex<()> {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        &self.naming[(hasher.finish() % NAME_LOCKS as u64) as usize]
     }
 
     async fn create_at(
@@ -347,7 +361,7 @@ impl Branches {
     /// was cut short.
     pub async fn delete(&self, project_id: &str, name: &str) -> Result<(), ApiError> {
         let project = self.project(project_id)?;
-        let _changing = self.changing.lock().await;
+        let _changing = self.changing.write().await;
         let mut branch = self.recorded(&project, name)?;
         if !branch.deleting {
             self.check_deletable(&project, name)?;
@@ -416,7 +430,7 @@ impl Branches {
         }
         let branch = self.set_stopped(&project, name, true).await?;
         self.peers.stop_compute(project.tenant_id, branch.timeline_id).await?;
-        let _changing = self.changing.lock().await;
+        let _changing = self.changing.write().await;
         self.check_no_branches_in_use(&project, name)?;
         // What was committed last is to be in the store too.
         let end = self.peers.barrier(project.tenant_id, branch.timeline_id).await?;
@@ -427,7 +441,7 @@ impl Branches {
     /// Makes an archived branch usable again. It stays stopped until it is started.
     pub async fn unarchive(&self, project_id: &str, name: &str) -> Result<BranchView, ApiError> {
         let project = self.project(project_id)?;
-        let _changing = self.changing.lock().await;
+        let _changing = self.changing.write().await;
         let branch = self.branch(&project, name)?;
         if let Some(parent) = &branch.parent
             && self.recorded(&project, parent)?.archived
@@ -472,7 +486,7 @@ impl Branches {
         name: &str,
         stopped: bool,
     ) -> Result<Branch, ApiError> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.changing.write().await;
         let mut branch = self.branch(project, name)?;
         if branch.stopped != stopped {
             branch.stopped = stopped;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use rand::Rng;
-use serde_json::Value;
+use serde_json::{Value, json};
 use treering_tests::{Treering, pages::Pages, verify};
 use treering_types::{Fork, Lsn, RelTag};
 
@@ -157,4 +157,55 @@ async fn a_branch_at_a_time_has_the_commits_before_it_and_none_after() {
         drop(branch);
         tokio::task::block_in_place(|| treering.ok(&["stop", &name]));
     }
+}
+
+/// The term of a branch's log.
+async fn term(treering: &Treering, branch: &Value) -> u64 {
+    let id = |name: &str| branch[name].as_str().expect("an id").to_owned();
+    let path = format!("/v1/tenant/{}/timeline/{}", id("tenant_id"), id("timeline_id"));
+    treering.get("safekeeper_http", &path).await["term"].as_u64().expect("a term")
+}
+
+/// Eight branches of `parent`, asked for at once.
+async fn eight_of(treering: &Treering, parent: &str, prefix: &str) {
+    let url = format!("{}/v1/projects/default/branches", treering.address("control_http"));
+    let http = reqwest::Client::new();
+    let asked: Vec<_> = (0..8)
+        .map(|n| {
+            let branch = json!({"name": format!("{prefix}{n}"), "source_branch": parent});
+            tokio::spawn(http.post(&url).json(&branch).send())
+        })
+        .collect();
+    for answer in asked {
+        let answer = answer.await.expect("a task").expect("an answer");
+        assert!(answer.status().is_success(), "{}", answer.text().await.expect("a body"));
+    }
+}
+
+/// Each branch of a stopped one took an election once, one after the other, and left an entry in its parent's term history for good. The end of a
+/// log that its writer left in order is read instead; what a killed writer left open takes one election for all who ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn branches_of_a_stopped_branch_take_no_terms() {
+    let mut treering = Treering::start();
+    let parent = treering.json(&["branch", "create", "parent"]);
+    // Before its first start it has no log.
+    eight_of(&treering, "parent", "early").await;
+    treering.sql("parent", "CREATE TABLE t AS SELECT 1 AS n");
+    treering.ok(&["stop", "parent"]);
+    let before = term(&treering, &parent).await;
+    eight_of(&treering, "parent", "stopped").await;
+    assert_eq!(term(&treering, &parent).await, before);
+    assert_eq!(treering.sql("stopped7", "SELECT count(*) FROM t"), "1");
+
+    treering.sql("parent", "INSERT INTO t VALUES (2)");
+    let before = term(&treering, &parent).await;
+    treering.kill_everything();
+    treering.start_again();
+    eight_of(&treering, "parent", "killed").await;
+    let after = term(&treering, &parent).await;
+    assert!(after <= before + 1, "{before} before, {after} after");
+    for branch in ["killed0", "killed7", "parent"] {
+        assert_eq!(treering.sql(branch, "SELECT count(*) FROM t"), "2", "{branch}");
+    }
+    assert_eq!(treering.sql("early0", "SELECT to_regclass('t') IS NULL"), "t");
 }

@@ -1,16 +1,18 @@
-//! `branch-storm`: a thousand branches of one that runs, asked for at the REST API by a few clients at once, each answered when it is
-//! durable; and what they take on disk, in everything that `treering up` stores: branches that were never started, and such as
-//! wrote a page and have then been suspended for a minute.
+//! `branch-storm`: a thousand branches of one that is stopped, and a thousand of the same while it runs, asked for at the REST API by a few
+//! clients at once, each answered when it is durable; and what they take on disk, in everything that `treering up` stores: branches that
+//! were never started, and such as wrote a page and have then been suspended for a minute. (Nothing runs while bytes are counted: a
+//! compute's own files come and go.)
 
 use std::{
+    collections::BTreeMap,
     sync::atomic::{AtomicU32, Ordering},
     thread::{scope, sleep},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
-use hdrhistogram::Histogram;
 use parking_lot::Mutex;
+use serde::Deserialize;
 use serde_json::json;
 use treering_bench::store::disk_bytes;
 use treering_engine::EngineOptions;
@@ -31,30 +33,27 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
     };
     let treering = Treering::start();
     treering.run("pgbench", "main", &["-i", "-q", "-s", "10"]);
+    treering.ok(&["stop", "main"]);
+    let label = format!("{branches} branches, {CLIENTS} clients");
     let before = settled_bytes(&treering, size)?;
-    let began = Instant::now();
-    let latencies = storm(&treering, branches)?;
-    let took = began.elapsed().as_secs_f64();
+    let mut reports = storm(&treering, "s", branches, &format!("{label}, parent stopped"))?;
     let idle =
         (settled_bytes(&treering, size)?.saturating_sub(before)) as f64 / f64::from(branches);
-    let full = size;
-    let size = format!("{branches} branches, {CLIENTS} clients");
-    let latency = Report::latency("branch-storm", size.clone(), "ms", 1e6, &latencies);
-    let speed = one(size.clone(), "branches/s", f64::from(branches) / took);
-    let idle = one(format!("{size}, never started"), "KB stored", idle / 1e3);
-    let suspended = suspended_bytes(&treering, full, written, suspended_for)? / 1e3;
+    let idle = one(format!("{label}, never started"), "KB stored", idle / 1e3);
+    let suspended = suspended_bytes(&treering, size, written, suspended_for)? / 1e3;
     let suspended =
         one(format!("{written} suspended after writing a page"), "KB stored", suspended);
+    treering.ok(&["start", "main"]);
+    reports.extend(storm(&treering, "r", branches, &format!("{label}, parent running"))?);
     let mut peak = Spread::default();
     peak.push(peak_bytes(treering.service("pageserver"))? / f64::from(1 << 20));
     let limit = EngineOptions::default().memory_bytes_max();
-    Ok(vec![
-        Report { bar: Some(Bar::AtLeast(BRANCHES_PER_SECOND)), ..speed },
-        latency,
+    reports.extend([
         Report { bar: Some(Bar::AtMost(IDLE_KB)), ..idle },
         Report { bar: Some(Bar::AtMost(SUSPENDED_KB)), ..suspended },
-        memory_report("branch-storm", format!("{size}, pageserver"), &peak, limit),
-    ])
+        memory_report("branch-storm", format!("{label}, pageserver"), &peak, limit),
+    ]);
+    Ok(reports)
 }
 
 fn one(size: String, unit: &'static str, value: f64) -> Report {
@@ -63,9 +62,16 @@ fn one(size: String, unit: &'static str, value: f64) -> Report {
     Report::figure("branch-storm", size, unit, &spread)
 }
 
-fn storm(treering: &Treering, branches: u32) -> anyhow::Result<Histogram<u64>> {
+/// Branches of `main` with this prefix to their names: how many a second, and how long each took.
+fn storm(
+    treering: &Treering,
+    prefix: &str,
+    branches: u32,
+    label: &str,
+) -> anyhow::Result<Vec<Report>> {
     let url = format!("{}/v1/projects/default/branches", treering.address("control_http"));
     let (next, latencies) = (AtomicU32::new(0), Mutex::new(histogram()));
+    let phases = Mutex::new(BTreeMap::<String, f64>::new());
     let client = || -> anyhow::Result<()> {
         let http = reqwest::blocking::Client::new();
         loop {
@@ -74,18 +80,45 @@ fn storm(treering: &Treering, branches: u32) -> anyhow::Result<Histogram<u64>> {
                 return Ok(());
             }
             let began = Instant::now();
-            let answer = http.post(&url).json(&json!({"name": format!("s{n}")})).send()?;
+            let answer = http.post(&url).json(&json!({"name": format!("{prefix}{n}")})).send()?;
             ensure!(answer.status().is_success(), "{}", answer.text()?);
             latencies.lock().record(began.elapsed().as_nanos() as u64)?;
+            let created: Created = answer.json()?;
+            let mut phases = phases.lock();
+            for phase in created.phases {
+                *phases.entry(phase.name).or_default() += phase.ms;
+            }
         }
     };
+    let began = Instant::now();
     scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
         clients.into_iter().try_for_each(|client| {
             client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?
         })
     })?;
-    Ok(latencies.into_inner())
+    let took = began.elapsed().as_secs_f64();
+    for (phase, ms) in phases.into_inner() {
+        eprintln!("  {label}: {:.1} ms of each creation in \"{phase}\"", ms / f64::from(branches));
+    }
+    let speed = one(label.to_owned(), "branches/s", f64::from(branches) / took);
+    let latencies = latencies.into_inner();
+    Ok(vec![
+        Report { bar: Some(Bar::AtLeast(BRANCHES_PER_SECOND)), ..speed },
+        Report::latency("branch-storm", label.to_owned(), "ms", 1e6, &latencies),
+    ])
+}
+
+/// What control answers, as far as it is looked at.
+#[derive(Deserialize)]
+struct Created {
+    phases: Vec<Phase>,
+}
+
+#[derive(Deserialize)]
+struct Phase {
+    name: String,
+    ms: f64,
 }
 
 /// Bytes on disk for each branch that ran, wrote a page and was stopped.

@@ -137,3 +137,25 @@ async fn a_moment_before_history_is_told_where_it_begins() {
     assert_eq!((error.code.as_str(), error.field.as_deref()), ("invalid", Some("at")));
     assert!(error.message.contains("begins at 0/1000000"), "{error}");
 }
+
+/// Creations go on side by side, but a name is given once.
+#[tokio::test]
+async fn two_who_want_one_name_get_one_branch() {
+    let dir = tempfile::tempdir().unwrap();
+    let branches = branches(&dir, well, peer(barrier).await).await;
+    branches.reconcile().await.unwrap();
+    let (one, other) = tokio::join!(
+        branches.create(DEFAULT_PROJECT, dev(None)),
+        branches.create(DEFAULT_PROJECT, dev(None))
+    );
+    assert!(one.is_ok() || other.is_ok());
+    let refused = one.err().or(other.err()).unwrap();
+    assert_eq!(refused.code, "conflict");
+    let again = || CreateBranch { if_not_exists: true, name: "test".to_owned(), ..dev(None) };
+    let (one, other) = tokio::join!(
+        branches.create(DEFAULT_PROJECT, again()),
+        branches.create(DEFAULT_PROJECT, again())
+    );
+    assert_eq!(one.unwrap().branch.timeline_id, other.unwrap().branch.timeline_id);
+    assert_eq!(branches.list(DEFAULT_PROJECT).await.unwrap().len(), 3);
+}

@@ -22,6 +22,7 @@ pub mod codec;
 mod history;
 mod message;
 mod proposer;
+mod settled;
 
 pub use acceptor::{Acceptor, Effect, Input, Promises};
 pub use history::{HistoryError, TermHistory, TermStart};
@@ -32,3 +33,4 @@ pub use message::{
 pub use proposer::{
     Action, Election, Proposer, ProposerConfig, ProposerError, TimelineIdentity, WalSource,
 };
+pub use settled::{MemberEnd, settled_end};

@@ -3,7 +3,8 @@
 //!
 //! Checked after every step: one leader a term; whatever a proposer reported as committed is in the log of
 //! every proposer elected in a later term; acceptors agree with the committed log up to their `commit_lsn`; committed
-//! positions are record ends. At the end of each run everything heals, and one more proposer must get through.
+//! positions are record ends; the end of the log as a majority tells it without a term covers what was committed when the first
+//! of them was asked, and is committed. At the end of each run everything heals, and one more proposer must get through.
 //!
 //! The network is harsher than TCP: messages of old connections may arrive, and late.
 //! `SIMULATOR_SEED=n` runs one seed only, `SIMULATOR_TIMES=n` that many times as many as usual.
@@ -145,6 +146,8 @@ struct World {
     /// In which term the log was committed up to which length, as it grew.
     commits: Vec<(Term, usize)>,
     proposers_made: u8,
+    /// How long the committed log was when somebody began to ask where it ends, and what the members have said since.
+    reading: Option<(usize, BTreeMap<usize, MemberEnd>)>,
     faulty: bool,
     trace: u64,
     stats: Stats,
@@ -157,6 +160,8 @@ struct Stats {
     cuts: usize,
     crashes: usize,
     fenced: usize,
+    settled: usize,
+    unsettled: usize,
 }
 
 impl World {
@@ -171,6 +176,7 @@ impl World {
             voted: BTreeMap::new(),
             commits: Vec::new(),
             proposers_made: 0,
+            reading: None,
             faulty: true,
             trace: 0,
             stats: Stats::default(),
@@ -301,6 +307,29 @@ impl World {
         }
     }
 
+    /// Asks one more member where its log ends; once a majority has answered, the answer is judged.
+    fn ask_for_end(&mut self, index: usize) {
+        let Some(acceptor) = &self.nodes[index].acceptor else { return };
+        let (flush_lsn, commit_lsn) = (acceptor.flush_lsn(), acceptor.commit_lsn());
+        let begun = || (self.committed.len(), BTreeMap::new());
+        let (before, mut answers) = self.reading.take().unwrap_or_else(begun);
+        answers.insert(index, MemberEnd { flush_lsn, commit_lsn });
+        if answers.len() <= self.nodes.len() / 2 {
+            self.reading = Some((before, answers));
+            return;
+        }
+        let answers: Vec<_> = answers.into_values().collect();
+        match settled_end(&answers, self.nodes.len()) {
+            None => self.stats.unsettled += 1,
+            Some(end) => {
+                let end = (end.0 - START) as usize;
+                assert!(before <= end, "{answers:?} miss some of {before} committed bytes");
+                assert!(end <= self.committed.len(), "{answers:?} are not committed");
+                self.stats.settled += 1;
+            }
+        }
+    }
+
     fn deliver(&mut self) {
         if self.packets.is_empty() {
             return;
@@ -415,6 +444,10 @@ impl World {
             }
             _ => {}
         }
+        if self.dice.once_in(4) {
+            let node = self.dice.below(self.nodes.len());
+            self.ask_for_end(node);
+        }
         self.check_nodes();
     }
 
@@ -494,12 +527,15 @@ fn run_all(members: u64, count: u64) {
         total.cuts += stats.cuts;
         total.crashes += stats.crashes;
         total.fenced += stats.fenced;
+        total.settled += stats.settled;
+        total.unsettled += stats.unsettled;
     }
     println!("{members} members: {total:?}");
     if seeds(count).len() as u64 >= count {
         let least = count as usize;
         assert!(total.elections > least && total.commits > least && total.crashes > least);
         assert!(total.cuts > 0 && total.fenced > 0, "{total:?}");
+        assert!(total.settled > least && total.unsettled > least, "{total:?}");
     }
 }
 

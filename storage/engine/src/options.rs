@@ -32,8 +32,13 @@ pub struct EngineOptions {
     pub runs_hard_max: usize,
     /// A merge begins another layer file at the first key past this size in bytes of file.
     pub layer_bytes_max: u64,
-    /// Memory that one merge may take.
+    /// Memory that one merge may take, with all its threads.
     pub merge_bytes_max: usize,
+    /// Threads that one merge may use: each takes a range of keys.
+    pub merge_threads: usize,
+    /// A range that a thread takes holds at least about this many bytes of files. Smaller merges are one thread's, and the order of
+    /// their file-system calls is always the same.
+    pub merge_part_bytes_min: u64,
     /// History is kept readable for at least this long (point-in-time restore) ...
     pub pitr_window: Duration,
     /// ... and for at least this many bytes of log.
@@ -76,6 +81,8 @@ impl Default for EngineOptions {
             runs_hard_max: 24,
             layer_bytes_max: 128 << 20,
             merge_bytes_max: 256 << 20,
+            merge_threads: 2,
+            merge_part_bytes_min: 16 << 20,
             pitr_window: Duration::from_secs(7 * 24 * 3600),
             pitr_bytes: 64 << 20,
             gc_interval: Duration::from_secs(60),

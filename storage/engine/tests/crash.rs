@@ -151,7 +151,8 @@ fn settle(world: &mut World<CrashFs>) {
 fn crash_and_check(n: u64, seed: u64) -> bool {
     let fs = CrashFs::new();
     fs.crash_at(n);
-    let mut world = World { fs: fs.clone(), engine: None, timelines: Vec::new() };
+    let mut world =
+        World { fs: fs.clone(), options: tiny_options(), engine: None, timelines: Vec::new() };
     let mut told = Acknowledged::default();
     let finished = live(&fs, &mut world, &mut told).is_ok();
     assert!(finished || fs.has_crashed(), "an error without a crash");
@@ -219,7 +220,8 @@ fn whatever_was_acknowledged_survives_a_crash_at_any_call() {
 #[test]
 fn a_crash_while_recovering_is_recovered_from() {
     let fs = CrashFs::new();
-    let mut world = World { fs: fs.clone(), engine: None, timelines: Vec::new() };
+    let mut world =
+        World { fs: fs.clone(), options: tiny_options(), engine: None, timelines: Vec::new() };
     let mut told = Acknowledged::default();
     // Somewhere in the flush of the doomed branch, with its directory half made.
     fs.crash_at(75);

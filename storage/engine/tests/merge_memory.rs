@@ -62,6 +62,7 @@ fn a_merge_of_much_takes_little() {
     let options = EngineOptions {
         background: false,
         merge_bytes_max: MERGE_BYTES_MAX,
+        merge_threads: 2,
         layer_bytes_max: 16 << 20,
         open_layer_bytes_max: 16 << 20,
         runs_hard_max: 1000,

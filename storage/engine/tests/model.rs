@@ -7,7 +7,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use support::*;
-use treering_engine::scrub_directory;
+use treering_engine::{EngineOptions, scrub_directory};
 use treering_fs::CrashFs;
 use treering_types::{ErrorKind, Lsn, RelTag};
 
@@ -215,8 +215,13 @@ proptest! {
     })]
 
     #[test]
-    fn reads_equal_the_model(steps in prop::collection::vec(step(), 1..40)) {
-        let mut world = World::begin(CrashFs::new()).unwrap();
+    fn reads_equal_the_model(
+        steps in prop::collection::vec(step(), 1..40),
+        merge_threads in 1..4usize,
+    ) {
+        // However small a merge is, its keys are shared among threads.
+        let options = EngineOptions { merge_threads, merge_part_bytes_min: 1, ..tiny_options() };
+        let mut world = World::begin_with(CrashFs::new(), options).unwrap();
         for step in &steps {
             run(&mut world, step);
         }

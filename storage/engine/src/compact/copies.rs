@@ -23,7 +23,7 @@ use crate::{
 pub(crate) struct KnownCopies {
     /// A copy by its key and LSN, and whether it was copied out.
     copies: BTreeMap<(Key, Lsn), bool>,
-    /// Where the first metadata of a copy lies: number of the run, LSN.
+    /// Where the first metadata of a copy lies, if it is not marked: number of the run, LSN.
     begin: Vec<(usize, Key, Lsn)>,
 }
 
@@ -64,7 +64,7 @@ impl KnownCopies {
     fn note(&mut self, run: usize, key: Key, lsn: Lsn, meta: &RelMeta) {
         let Some(copy) = meta.copy_of else { return };
         *self.copies.entry((key, copy.lsn)).or_default() |= meta.copied_out;
-        if begins(lsn, meta) {
+        if begins(lsn, meta) && !meta.copied_out {
             self.begin.push((run, key, lsn));
         }
     }
@@ -74,6 +74,11 @@ impl KnownCopies {
         let pinned = self.copies.iter().filter(|(_, copied_out)| !**copied_out);
         let lsns: BTreeSet<Lsn> = pinned.map(|((_, lsn), _)| *lsn).collect();
         lsns.into_iter().collect()
+    }
+
+    /// True if a merge may copy something out: pages that it finds out about far ahead of them in key order.
+    pub fn any_due(&self, below: Lsn) -> bool {
+        self.begin.iter().any(|(.., lsn)| *lsn < below)
     }
 
     /// A run whose merge would copy something out.

@@ -1,11 +1,11 @@
-//! The merge: entries of adjacent runs as one stream in (key, LSN) order, one block of each run in memory.
+//! The merge: entries of adjacent runs, or those in a range of keys, as one stream in (key, LSN) order, one block of each run in memory.
 //!
 //! Values of one key at one LSN may lie in several runs (an import writes that way): those of older runs come first, so
 //! the stream keeps the order in which they were written.
 
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
 
-use treering_types::{Key, Lsn};
+use treering_types::{Key, KeyRange, Lsn};
 
 use crate::{
     error::Result,
@@ -13,8 +13,9 @@ use crate::{
     layer_map::Run,
 };
 
-/// Reads a run from its first entry to its last, past the block cache.
+/// Reads a run's entries of a range of keys, first to last, past the block cache.
 struct RunReader {
+    range: KeyRange,
     layers: std::vec::IntoIter<Arc<LayerFile>>,
     layer: Option<Arc<LayerFile>>,
     next_block: usize,
@@ -24,9 +25,14 @@ struct RunReader {
 }
 
 impl RunReader {
-    fn new(run: &Run) -> RunReader {
+    fn new(run: &Run, range: KeyRange) -> RunReader {
+        let may_hold = |layer: &&Arc<LayerFile>| {
+            layer.desc.key_last >= range.start && layer.desc.key_first < range.end
+        };
+        let layers: Vec<_> = run.layers.iter().filter(may_hold).cloned().collect();
         RunReader {
-            layers: run.layers.clone().into_iter(),
+            range,
+            layers: layers.into_iter(),
             layer: None,
             next_block: 0,
             block: None,
@@ -40,6 +46,9 @@ impl RunReader {
             if let Some(block) = &self.block
                 && let Some(head) = block.heads().get(self.at)
             {
+                if head.key >= self.range.end {
+                    return Ok(None);
+                }
                 self.at += 1;
                 let (key, lsn, base, chain) = (head.key, head.lsn, head.base, head.chain);
                 return Ok(Some(Entry { key, lsn, base, chain, bytes: block.value(head) }));
@@ -58,19 +67,20 @@ impl RunReader {
                     return Err(error);
                 }
                 if self.next_block < layer.block_count() {
-                    self.block = Some(layer.read_block(self.next_block)?);
+                    let block = layer.read_block(self.next_block)?;
                     self.bytes_read += layer.stored_len(self.next_block);
                     self.next_block += 1;
-                    self.at = 0;
+                    self.at = block.start_of(&self.range.start);
+                    self.block = Some(block);
                     return Ok(true);
                 }
             }
             self.layer = self.layers.next();
-            self.next_block = 0;
-            if self.layer.is_none() {
+            let Some(layer) = &self.layer else {
                 self.block = None;
                 return Ok(false);
-            }
+            };
+            self.next_block = layer.block_from(&self.range.start)?;
         }
     }
 }
@@ -88,9 +98,15 @@ pub(crate) struct Merge {
 }
 
 impl Merge {
-    /// Of adjacent runs, newest first.
+    /// Of adjacent runs, newest first: all entries.
     pub fn new(runs: &[Run]) -> Result<Merge> {
-        let readers: Vec<RunReader> = runs.iter().map(RunReader::new).collect();
+        Merge::of_range(runs, &(Key::MIN..Key::MAX))
+    }
+
+    /// The entries with keys in `range`.
+    pub fn of_range(runs: &[Run], range: &KeyRange) -> Result<Merge> {
+        let readers: Vec<RunReader> =
+            runs.iter().map(|run| RunReader::new(run, range.clone())).collect();
         let heads = readers.iter().map(|_| None).collect();
         let mut merge = Merge { readers, heads, order: BinaryHeap::new() };
         (0..runs.len()).try_for_each(|number| merge.advance(number))?;

@@ -4,14 +4,20 @@
 //! files removed. A crash in between leaves files that no manifest names; they are removed when the engine is opened. Flushes
 //! go on meanwhile: they only put runs above. Readers keep the files of their snapshot open.
 
-use std::{path::PathBuf, sync::atomic::Ordering};
+use std::{
+    panic::resume_unwind,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
-use treering_types::Lsn;
+use parking_lot::MutexGuard;
+use treering_types::{KeyRange, Lsn};
 
 use super::{
     copies::{CopyOut, KnownCopies},
     merge::Merge,
-    output::Output,
+    output::{Output, Written},
+    parts::ranges,
     past::TimelinePast,
     plan::{Job, Limits, Reason, RunShape, garbage_bytes, plan},
     points::Points,
@@ -68,7 +74,19 @@ impl Timeline {
 
     /// One merge, if one is due. What failed is kept for writers that wait for it.
     pub(crate) fn compact_once(&self, force: bool) -> Result<Compacted> {
+        let guard = self.compacting.lock();
+        self.compact_locked(force, guard)
+    }
+
+    /// The same, unless a merge is under way. For those who want its outcome, not to do the next one as well.
+    pub(crate) fn compact_unless_busy(&self) -> Result<Option<Compacted>> {
+        let guard = self.compacting.try_lock();
+        guard.map(|guard| self.compact_locked(false, guard)).transpose()
+    }
+
+    fn compact_locked(&self, force: bool, guard: MutexGuard<'_, ()>) -> Result<Compacted> {
         let merged = self.merge_next(force);
+        drop(guard);
         *self.merge_problem.lock() = merged.as_ref().err().cloned();
         self.progress.notify();
         merged
@@ -92,8 +110,8 @@ impl Timeline {
         Limits { fan_in: options.fan_in, runs_max: options.runs_max, cut_off }
     }
 
+    /// With `compacting` held: one at a time.
     fn merge_next(&self, force: bool) -> Result<Compacted> {
-        let _one_at_a_time = self.compacting.lock();
         self.check_may_merge()?;
         // Before the layers are looked at: whatever lies at or below the cut-off is in files then.
         let (cut_off, lsns) = self.retained_now();
@@ -113,7 +131,7 @@ impl Timeline {
         let copies_job = due.map(|run| Job { runs: run..run + 1, reason: Reason::Copies });
         let Some(job) = job.or(copies_job) else { return Ok(Compacted::default()) };
         let all = Points::new(cut_off, lsns.into_iter().chain(copies.pinned()));
-        let (bytes_read, run, desc) = self.write_merged(&files, &job, &all, &points)?;
+        let (bytes_read, run, desc) = self.write_merged(&files, &job, &all, (&points, &copies))?;
         let done = Compacted { merges: 1, bytes_read, bytes_written: run.bytes() };
         let merged = files.runs.get(job.runs.clone()).unwrap_or_default();
         self.publish_merge(merged, run, desc)?;
@@ -143,28 +161,33 @@ impl Timeline {
         files: &LayerMap,
         job: &Job,
         points: &Points,
-        singles: &Points,
+        (singles, copies): (&Points, &KnownCopies),
     ) -> Result<(u64, Run, RunDesc)> {
         let runs = files.runs.get(job.runs.clone()).unwrap_or_default();
         let is_bottom = job.runs.end == files.runs.len() && self.ancestor().is_none();
         let (bytes_read, written) = loop {
             let copies_stay = self.copies_stay.load(Ordering::Relaxed);
-            let below = if copies_stay { Lsn::INVALID } else { points.cut_off() };
-            let mut output = Output::new(self, is_bottom);
-            let sifted = self.sift(runs, points, is_bottom, CopyOut::new(below), &mut output);
+            let copy_below = if copies_stay { Lsn::INVALID } else { points.cut_off() };
+            let options = &self.context.options;
+            let threads = if copies.any_due(copy_below) { 1 } else { options.merge_threads };
+            let ranges = ranges(runs, threads, options.merge_part_bytes_min);
+            let sift = Sift { runs, points, is_bottom, copy_below, parts: ranges.len() };
+            let mut parts: Vec<_> =
+                ranges.into_iter().map(|range| (range, Output::new(self, is_bottom))).collect();
+            let sifted = self.sift_all(&sift, &mut parts);
             let opened = sifted.and_then(|sifted| match sifted {
-                Some(bytes_read) => Ok(Some((bytes_read, output.open()?))),
+                Some(bytes_read) => Ok(Some((bytes_read, open_all(&parts)?))),
                 None => Ok(None),
             });
             match opened {
                 Ok(Some(written)) => break written,
                 Ok(None) => {
-                    output.discard();
+                    parts.iter_mut().for_each(|(_, output)| output.discard());
                     self.copies_stay.store(true, Ordering::Relaxed);
                     tracing::warn!(timeline = %self.id(), "pages of a copied database cannot be written out; it pins its source");
                 }
                 Err(error) => {
-                    output.discard();
+                    parts.iter_mut().for_each(|(_, output)| output.discard());
                     return Err(error);
                 }
             }
@@ -180,28 +203,72 @@ impl Timeline {
         Ok((bytes_read, run, desc))
     }
 
-    /// Reads the runs and writes what is kept of them. Returns the bytes read; `None` when a page of a copied relation cannot be made.
+    /// All parts of a merge, each but the first on a thread of its own. Returns the bytes read; `None` when a page of a copied relation
+    /// cannot be made.
+    fn sift_all(
+        &self,
+        sift: &Sift<'_>,
+        parts: &mut [(KeyRange, Output<'_>)],
+    ) -> Result<Option<u64>> {
+        let given_up = AtomicBool::new(false);
+        let work = |(range, output): &mut (KeyRange, Output<'_>)| {
+            let sifted = self.sift(sift, range, output, &given_up);
+            if sifted.is_err() {
+                given_up.store(true, Ordering::Relaxed);
+            }
+            sifted
+        };
+        let work = &work;
+        let Some((first, others)) = parts.split_first_mut() else { return Ok(Some(0)) };
+        let all = std::thread::scope(|scope| {
+            let spawn = |part| {
+                let thread = std::thread::Builder::new().name("treering-merge".to_owned());
+                thread.spawn_scoped(scope, move || work(part))
+            };
+            let others: Vec<_> = others.iter_mut().map(spawn).collect();
+            let mut all = vec![work(first)];
+            all.extend(others.into_iter().map(|other| match other {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(error) => {
+                    Err(EngineError::io("starting a thread for", self.directory.clone(), error))
+                }
+            }));
+            all
+        });
+        // Who gave up did so on account of another's failure.
+        let mut bytes_read = Some(0);
+        for part in all {
+            bytes_read = bytes_read.zip(part?).map(|(sum, bytes)| sum + bytes);
+        }
+        Ok(bytes_read)
+    }
+
+    /// Reads a range of keys and writes what is kept of it. Returns the bytes read; `None` when a page of a copied relation cannot be
+    /// made, or when another part has `given_up`.
     fn sift(
         &self,
-        runs: &[Run],
-        points: &Points,
-        is_bottom: bool,
-        mut copies: CopyOut,
+        sift: &Sift<'_>,
+        range: &KeyRange,
         output: &mut Output<'_>,
+        given_up: &AtomicBool,
     ) -> Result<Option<u64>> {
-        // Shares of the bound: an eighth for blocks that images are made of, an eighth for values that wait; a layer's filter
-        // and index, and a block of each run, take the rest.
+        // Shares of the bound, and of that a part's: an eighth for blocks that images are made of, an eighth for values that wait; a layer's
+        // filter and index, and a block of each run, take the rest.
         let options = &self.context.options;
-        let share = options.merge_bytes_max / 8;
+        let share = options.merge_bytes_max / 8 / sift.parts;
         let chain_max = options.chain_max.max(1);
-        let rules = Rules { chain_max, is_bottom, pending_bytes_max: share };
-        let mut sieve = Sieve::new(points, TimelinePast::new(self, share), rules);
-        let mut merge = Merge::new(runs)?;
+        let rules = Rules { chain_max, is_bottom: sift.is_bottom, pending_bytes_max: share };
+        let mut sieve = Sieve::new(sift.points, TimelinePast::new(self, share), rules);
+        let mut copies = CopyOut::new(sift.copy_below);
+        let mut merge = Merge::of_range(sift.runs, range)?;
         let mut count = 0usize;
         let mut next = merge.next()?;
         loop {
             if count.is_multiple_of(LOOK_EVERY) {
                 self.check_may_merge()?;
+                if given_up.load(Ordering::Relaxed) {
+                    return Ok(None);
+                }
             }
             count += 1;
             let place = next.as_ref().map(|entry| (entry.key, entry.lsn));
@@ -268,6 +335,29 @@ impl Compacted {
         self.bytes_read += other.bytes_read;
         self.bytes_written += other.bytes_written;
     }
+}
+
+/// What all parts of a merge have in common.
+struct Sift<'a> {
+    /// Adjacent, newest first.
+    runs: &'a [Run],
+    points: &'a Points,
+    is_bottom: bool,
+    /// Copies below it are copied out; none when it is invalid.
+    copy_below: Lsn,
+    /// How many there are.
+    parts: usize,
+}
+
+/// Opens what the parts have written: together a run.
+fn open_all(parts: &[(KeyRange, Output<'_>)]) -> Result<Written> {
+    let mut all = Written { layers: Vec::new(), history_bytes: 0 };
+    for (_, output) in parts {
+        let Written { layers, history_bytes } = output.open()?;
+        all.layers.extend(layers);
+        all.history_bytes += history_bytes;
+    }
+    Ok(all)
 }
 
 fn shapes(files: &LayerMap, points: &Points) -> Vec<RunShape> {

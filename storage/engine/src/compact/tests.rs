@@ -78,6 +78,41 @@ fn an_image_holds_nothing_above_its_lsn() {
     assert_eq!(page[601 * 4..602 * 4], 601u32.to_le_bytes());
 }
 
+/// What any number of threads leaves of the same runs, cut-off included.
+#[test]
+fn threads_leave_what_one_leaves() {
+    let merged = |merge_threads| {
+        let options = EngineOptions {
+            merge_threads,
+            merge_part_bytes_min: 1,
+            block_bytes: 512,
+            fan_in: 1000,
+            runs_max: 1000,
+            ..options()
+        };
+        let (_engine, root) = root(options);
+        for n in 1..=900 {
+            change(&root, (n % 40) as u32, n);
+            if n % 300 == 0 {
+                root.flush().unwrap();
+            }
+        }
+        root.set_leases([START + 500]).unwrap();
+        root.gc_below(START + 700).unwrap();
+        root.compact(true).unwrap();
+        let run = runs(&root).remove(0);
+        assert_eq!(run.layers.len(), merge_threads);
+        assert!(run.layers.is_sorted_by(|a, b| a.desc.key_last < b.desc.key_first));
+        let mut merge = Merge::new(&[run]).unwrap();
+        let entries = std::iter::from_fn(|| merge.next().unwrap());
+        let entries: Vec<_> = entries.map(|e| (e.key, e.lsn, e.base, e.chain, e.bytes)).collect();
+        entries
+    };
+    let one = merged(1);
+    assert!(one.len() > 100);
+    assert!(merged(2) == one && merged(3) == one);
+}
+
 #[test]
 fn layers_of_a_run_are_cut_at_keys_and_complete_at_the_bottom() {
     let options = EngineOptions { layer_bytes_max: 4 << 10, block_bytes: 512, ..options() };

@@ -24,7 +24,7 @@ use super::{
     block::{Block, split_crc},
     bloom::{self, Bloom},
     footer::{self, FOOTER_SIZE, Footer, HEADER_SIZE, Refused, UNDIGESTED},
-    index::BlockIndex,
+    index::{BlockIndex, BlockRef},
 };
 use crate::{
     cache::Caches,
@@ -301,6 +301,25 @@ impl LayerFile {
         let contents = self.contents.load();
         let block = contents.as_ref().and_then(|contents| contents.index.blocks.get(number));
         block.map_or(0, |block| block.stored_len.into())
+    }
+
+    /// The first block that may hold a key at or above `key`.
+    ///
+    /// # Errors
+    /// What keeps the file from being read.
+    pub fn block_from(&self, key: &Key) -> Result<usize> {
+        Ok(self.contents()?.index.block_from(key))
+    }
+
+    /// Where in key order the file's bytes lie: of each `stride` blocks the first key, and their bytes in the file. Nothing of a file
+    /// that cannot be had.
+    pub fn weights(&self, stride: usize) -> Vec<(Key, u64)> {
+        let Ok(contents) = self.contents() else { return Vec::new() };
+        let weight = |blocks: &[BlockRef]| {
+            let bytes = blocks.iter().map(|block| u64::from(block.stored_len)).sum();
+            blocks.first().map(|block| (block.first.0, bytes))
+        };
+        contents.index.blocks.chunks(stride.max(1)).filter_map(weight).collect()
     }
 
     /// The smallest and largest key that block `number` may hold, and the lowest LSN of the file: what its loss would cost.

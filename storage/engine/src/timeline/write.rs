@@ -174,8 +174,11 @@ impl Timeline {
             if !self.context.options.background {
                 self.flush_frozen()?;
             }
-            // Here and now: the thread may be busy with a large merge of another timeline.
-            if compaction_is_behind && self.compact_once(false)?.merges > 0 {
+            // Here and now, if nobody is at it: the thread may be busy with a large merge of another timeline. A merge that is under way
+            // makes room when it ends; the next one is the thread's.
+            if compaction_is_behind
+                && self.compact_unless_busy()?.is_some_and(|merged| merged.merges > 0)
+            {
                 continue;
             }
             let deadline = Instant::now() + ROOM_POLL;

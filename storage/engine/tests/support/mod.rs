@@ -170,6 +170,7 @@ pub struct ModelTimeline {
 /// Engine and model side by side.
 pub struct World<F> {
     pub fs: F,
+    pub options: EngineOptions,
     pub engine: Option<Arc<Engine>>,
     pub timelines: Vec<ModelTimeline>,
 }
@@ -180,10 +181,10 @@ impl<F: FileSystem + Clone> World<F> {
         World::begin_with(fs, tiny_options())
     }
 
-    /// The same with other options, until it is opened again.
+    /// The same with other options.
     pub fn begin_with(fs: F, options: EngineOptions) -> Result<World<F>> {
-        let engine = open_with(&fs, options)?;
-        let mut world = World { fs, engine: Some(engine), timelines: Vec::new() };
+        let engine = open_with(&fs, options.clone())?;
+        let mut world = World { fs, options, engine: Some(engine), timelines: Vec::new() };
         world.engine().create_tenant(new_tenant())?;
         world.import_root()?;
         Ok(world)
@@ -360,7 +361,7 @@ impl<F: FileSystem + Clone> World<F> {
         self.engine = None;
         self.fs = fs;
         self.timelines.iter_mut().for_each(|timeline| timeline.leases.clear());
-        self.engine = Some(open(&self.fs)?);
+        self.engine = Some(open_with(&self.fs, self.options.clone())?);
         Ok(())
     }
 
