@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use treering_consensus::{
-    AcceptorMessage, Action, Election, PgAncestor, Proposer, ProposerConfig, ProposerId,
+    AcceptorMessage, Action, Configuration, Election, PgAncestor, Proposer, ProposerConfig, ProposerId,
     ProposerMessage, TimelineIdentity, WalSource, codec::Message,
 };
 use treering_types::{ErrorKind, Lsn, NodeId};
@@ -61,9 +61,11 @@ impl Session {
     /// a member refused with.
     pub async fn elect(log: Log, members: &[String]) -> Result<Session, AgentError> {
         let nodes: Vec<NodeId> = (1..=members.len() as u64).map(NodeId).collect();
+        let configuration = Configuration::unnumbered(nodes.clone())
+            .map_err(|error| AgentError::new(ErrorKind::Invalid, error.to_string()))?;
         let proposer = Proposer::new(ProposerConfig {
             proposer: ProposerId(rand::random()),
-            members: nodes.clone(),
+            configuration,
             timeline: log.identity,
             window_bytes_max: WINDOW_BYTES_MAX,
         })
@@ -260,6 +262,7 @@ impl Driver {
                         None => self.proposer.on_wal_failed(to_member),
                     }
                 }
+                Action::Reconfigured(configuration) => self.reconfigure(&configuration),
                 Action::Disconnect { member, reason, text } => {
                     if self.last_refusal.as_deref() != Some(&text) {
                         tracing::warn!(%member, ?reason, "safekeeper refuses: {text}");
@@ -276,6 +279,21 @@ impl Driver {
         }
     }
 
+    /// Lets go of members that have left. Where new ones are reached only the agent's own settings can tell: without
+    /// them the quorum may be out of reach, and commits wait.
+    fn reconfigure(&mut self, configuration: &Configuration) {
+        let generation = configuration.generation();
+        tracing::info!(%generation, "the quorum's members have changed");
+        for link in self.links.extract_if(.., |link| !configuration.contains(link.node)) {
+            link.close();
+        }
+        for member in configuration.all_members() {
+            if !self.links.iter().any(|link| link.node == member) {
+                tracing::warn!(%member, "no address is known of a new safekeeper");
+            }
+        }
+    }
+
     fn send(&self, to: NodeId, message: &ProposerMessage) {
         if let Some(link) = self.links.iter().find(|link| link.node == to) {
             link.send(message);
@@ -287,7 +305,7 @@ impl Driver {
         match source {
             WalSource::Compute => read_segment(self.wal_dir.lock().as_deref()?, from, to).ok(),
             // One member, and it is the donor: it never needs its own log.
-            WalSource::Donor { .. } => None,
+            WalSource::Member { .. } => None,
         }
     }
 }
@@ -331,6 +349,7 @@ struct Link {
     node: NodeId,
     queued: Queued,
     outgoing: Arc<Mutex<Option<mpsc::UnboundedSender<Bytes>>>>,
+    closed: CancellationToken,
 }
 
 impl Link {
@@ -340,7 +359,9 @@ impl Link {
         events: mpsc::Sender<Event>,
         close: CancellationToken,
     ) -> Link {
-        let link = Link { node, queued: Queued::default(), outgoing: Arc::default() };
+        let closed = close.child_token();
+        let (queued, outgoing) = (Queued::default(), Arc::default());
+        let link = Link { node, queued, outgoing, closed: closed.clone() };
         let (queued, outgoing) = (link.queued.clone(), link.outgoing.clone());
         tokio::spawn(async move {
             let again = async {
@@ -359,7 +380,7 @@ impl Link {
                     tokio::time::sleep(RECONNECT_PAUSE).await;
                 }
             };
-            tokio::select! { () = again => {}, () = close.cancelled() => {} }
+            tokio::select! { () = again => {}, () = closed.cancelled() => {} }
         });
         link
     }
@@ -373,6 +394,12 @@ impl Link {
         if sender.send(frame.freeze()).is_ok() {
             self.queued.add(bytes);
         }
+    }
+
+    /// Ends the connection for good.
+    fn close(&self) {
+        self.closed.cancel();
+        self.disconnect();
     }
 
     /// Ends the connection; a new one is tried after a pause.

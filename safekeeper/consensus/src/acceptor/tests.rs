@@ -20,11 +20,17 @@ fn receive(
 fn elected(entries: &[(u64, u64)]) -> Elected {
     let entries = entries.iter().map(|(term, lsn)| TermStart { term: Term(*term), lsn: Lsn(*lsn) });
     let history = TermHistory::from_entries(entries.collect()).unwrap();
-    Elected { term: history.last().unwrap().term, history }
+    Elected { generation: Generation(0), term: history.last().unwrap().term, history }
 }
 
 fn append(term: u64, lsn: u64, bytes: &'static [u8], commit: u64) -> Append {
-    Append { term: Term(term), lsn: Lsn(lsn), commit_lsn: Lsn(commit), bytes: bytes.into() }
+    Append {
+        generation: Generation(0),
+        term: Term(term),
+        lsn: Lsn(lsn),
+        commit_lsn: Lsn(commit),
+        bytes: bytes.into(),
+    }
 }
 
 fn granted(effects: &[Effect]) -> Option<bool> {
@@ -51,18 +57,18 @@ fn refusal(effects: &[Effect]) -> Option<RefusalReason> {
 #[test]
 fn one_vote_per_term_and_it_is_persisted_first() {
     let mut a = acceptor();
-    let effects = receive(&mut a, P1, VoteRequest { term: Term(1) });
+    let effects = receive(&mut a, P1, VoteRequest { generation: Generation(0), term: Term(1) });
     let [Effect::Persist(promises), Effect::Send { .. }] = &effects[..] else {
         panic!("{effects:?}")
     };
     assert_eq!((promises.term, promises.vote), (Term(1), Some(P1)));
     assert_eq!(granted(&effects), Some(true));
-    assert_eq!(granted(&receive(&mut a, P2, VoteRequest { term: Term(1) })), Some(false));
-    assert_eq!(granted(&receive(&mut a, P1, VoteRequest { term: Term(1) })), Some(true));
+    assert_eq!(granted(&receive(&mut a, P2, VoteRequest { generation: Generation(0), term: Term(1) })), Some(false));
+    assert_eq!(granted(&receive(&mut a, P1, VoteRequest { generation: Generation(0), term: Term(1) })), Some(true));
     let reopened = &mut Acceptor::open(NODE, a.promises().clone(), Lsn(100));
-    assert_eq!(granted(&receive(reopened, P2, VoteRequest { term: Term(1) })), Some(false));
-    assert_eq!(granted(&receive(reopened, P2, VoteRequest { term: Term(2) })), Some(true));
-    assert_eq!(granted(&receive(reopened, P1, VoteRequest { term: Term(1) })), Some(false));
+    assert_eq!(granted(&receive(reopened, P2, VoteRequest { generation: Generation(0), term: Term(1) })), Some(false));
+    assert_eq!(granted(&receive(reopened, P2, VoteRequest { generation: Generation(0), term: Term(2) })), Some(true));
+    assert_eq!(granted(&receive(reopened, P1, VoteRequest { generation: Generation(0), term: Term(1) })), Some(false));
 }
 
 #[test]
@@ -82,7 +88,7 @@ fn appends_are_acknowledged_up_to_the_record_end_once_synced() {
 #[test]
 fn nobody_appends_before_elected() {
     let mut a = acceptor();
-    receive(&mut a, P1, VoteRequest { term: Term(1) });
+    receive(&mut a, P1, VoteRequest { generation: Generation(0), term: Term(1) });
     assert_eq!(
         refusal(&receive(&mut a, P1, append(1, 100, b"x", 0))),
         Some(RefusalReason::Invalid)
@@ -98,12 +104,12 @@ fn nobody_appends_before_elected() {
 fn a_deposed_proposer_learns_the_higher_term() {
     let mut a = acceptor();
     receive(&mut a, P1, elected(&[(1, 100)]));
-    receive(&mut a, P2, VoteRequest { term: Term(2) });
+    receive(&mut a, P2, VoteRequest { generation: Generation(0), term: Term(2) });
     let effects = receive(&mut a, P1, append(1, 100, b"01234567", 0));
     assert_eq!(response(&effects).unwrap().term, Term(2));
     assert_eq!(a.write_lsn(), Lsn(100));
     assert_eq!(response(&receive(&mut a, P1, elected(&[(1, 100)]))).unwrap().term, Term(2));
-    let stale = Commit { term: Term(1), commit_lsn: Lsn(100) };
+    let stale = Commit { generation: Generation(0), term: Term(1), commit_lsn: Lsn(100) };
     assert_eq!(response(&receive(&mut a, P1, stale)).unwrap().term, Term(2));
 }
 
@@ -140,7 +146,7 @@ fn committed_wal_is_never_cut() {
     receive(&mut a, P1, elected(&[(1, 100)]));
     receive(&mut a, P1, append(1, 100, &[0; 48], 0));
     a.step(Input::Flushed { record_end: Lsn(148) });
-    receive(&mut a, P1, Commit { term: Term(1), commit_lsn: Lsn(140) });
+    receive(&mut a, P1, Commit { generation: Generation(0), term: Term(1), commit_lsn: Lsn(140) });
     let effects = receive(&mut a, P2, elected(&[(2, 100)]));
     assert_eq!(refusal(&effects), Some(RefusalReason::Conflict));
     assert_eq!((a.term(), a.flush_lsn()), (Term(1), Lsn(148)));

@@ -7,7 +7,7 @@ const C: NodeId = NodeId(3);
 fn proposer(members: &[NodeId]) -> Proposer {
     Proposer::new(ProposerConfig {
         proposer: ProposerId([7; 16]),
-        members: members.to_vec(),
+        configuration: Configuration::unnumbered(members.to_vec()).unwrap(),
         timeline: TimelineIdentity {
             tenant: TenantId([1; 16]),
             timeline: TimelineId([2; 16]),
@@ -22,8 +22,13 @@ fn proposer(members: &[NodeId]) -> Proposer {
 
 fn greet(p: &mut Proposer, node: NodeId, term: u64) -> Vec<Action> {
     p.on_connected(node);
-    let response =
-        GreetingResponse { node, term: Term(term), flush_lsn: Lsn(100), commit_lsn: Lsn(100) };
+    let response = GreetingResponse {
+        node,
+        term: Term(term),
+        flush_lsn: Lsn(100),
+        commit_lsn: Lsn(100),
+        configuration: p.configuration().clone(),
+    };
     p.on_message(node, AcceptorMessage::GreetingResponse(response))
 }
 
@@ -62,10 +67,10 @@ fn appends(actions: &[Action]) -> Vec<(NodeId, u64, usize)> {
 fn a_quorum_of_one_takes_the_same_path() {
     let mut p = proposer(&[A]);
     let actions = greet(&mut p, A, 4);
-    assert_eq!(actions, [send(A, VoteRequest { term: Term(5) })]);
+    assert_eq!(actions, [send(A, VoteRequest { generation: Generation(0), term: Term(5) })]);
     let actions = vote(&mut p, A, 5, 148, &[(1, 100), (4, 120)]);
     let log = history(&[(1, 100), (4, 120), (5, 148)]);
-    assert_eq!(actions, [send(A, Elected { term: Term(5), history: log.clone() })]);
+    assert_eq!(actions, [send(A, Elected { generation: Generation(0), term: Term(5), history: log.clone() })]);
     let election = p.elected().unwrap().clone();
     assert_eq!((election.start_lsn, election.donor_last_log_term), (Lsn(148), Term(4)));
     assert_eq!(p.append(Lsn(148), Bytes::from_static(b"x")), Err(ProposerError::NotCommitted));
@@ -75,7 +80,7 @@ fn a_quorum_of_one_takes_the_same_path() {
     let actions = p.append(Lsn(148), Bytes::from_static(b"12345678")).unwrap();
     assert_eq!(appends(&actions), [(A, 148, 8)]);
     let actions = flush(&mut p, A, 5, 156);
-    assert_eq!(actions, [send(A, Commit { term: Term(5), commit_lsn: Lsn(156) })]);
+    assert_eq!(actions, [send(A, Commit { generation: Generation(0), term: Term(5), commit_lsn: Lsn(156) })]);
     assert_eq!(p.commit_lsn(), Lsn(156));
 }
 
@@ -102,7 +107,7 @@ fn commit_is_the_quorum_th_highest_flush_from_f_on() {
     let actions = flush(&mut p, B, 1, 100);
     assert!(!p.term_is_committed());
     assert_eq!(p.commit_lsn(), Lsn(100));
-    let source = WalSource::Donor { node: A, term: Term(1) };
+    let source = WalSource::Member { node: A, term: Term(1) };
     let read = Action::ReadWal { to_member: B, from: Lsn(100), to: Lsn(148), source };
     assert!(actions.contains(&read));
     assert_eq!(appends(&p.on_wal(B, Lsn(100), vec![0; 48].into())), [(B, 100, 48)]);
@@ -186,7 +191,7 @@ fn a_candidate_that_meets_a_higher_term_asks_again() {
     greet(&mut p, A, 0);
     greet(&mut p, B, 0);
     let actions = greet(&mut p, C, 8);
-    let request = |node| send(node, VoteRequest { term: Term(9) });
+    let request = |node| send(node, VoteRequest { generation: Generation(0), term: Term(9) });
     assert_eq!(actions, [request(A), request(B), request(C)]);
 }
 
