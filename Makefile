@@ -31,7 +31,7 @@ test-all: test ## The same, then lazy pages under 16, 18 and Postgres's own suit
 	target/release/regression_lazy
 
 MODEL_CASES ?= 10000
-SIMULATOR_TIMES ?= 10
+SIMULATOR_TIMES ?= 40
 
 test-long: prerequisites ## The random tests at length: MODEL_CASES lives of the engine, SIMULATOR_TIMES the usual lives of the quorum
 	TREERING_MODEL_CASES=$(MODEL_CASES) cargo test -p treering-engine --test model -- --nocapture

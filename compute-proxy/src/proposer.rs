@@ -54,13 +54,15 @@ pub struct Session {
 }
 
 impl Session {
-    /// Wins a term on the quorum and commits F.
+    /// Wins a term on the quorum and commits F. `members`: `host:port` of node 1, 2, ..., or `id=host:port`.
     ///
     /// # Errors
     /// `Unavailable` when no majority answers in time, `Fenced` when another proposer was elected meanwhile, and what
     /// a member refused with.
     pub async fn elect(log: Log, members: &[String]) -> Result<Session, AgentError> {
-        let nodes: Vec<NodeId> = (1..=members.len() as u64).map(NodeId).collect();
+        let members: Vec<(NodeId, String)> =
+            (1..).zip(members).map(|(nth, text)| member_of(nth, text)).collect();
+        let nodes: Vec<NodeId> = members.iter().map(|(node, _)| *node).collect();
         let configuration = Configuration::unnumbered(nodes.clone())
             .map_err(|error| AgentError::new(ErrorKind::Invalid, error.to_string()))?;
         let proposer = Proposer::new(ProposerConfig {
@@ -77,12 +79,11 @@ impl Session {
         let (elected_in, mut elected) = watch::channel(None);
         let close = CancellationToken::new();
         let wal_dir = Arc::new(Mutex::new(None));
-        let links = nodes
-            .iter()
-            .zip(members)
-            .map(|(&node, address)| {
-                Link::open(node, address.clone(), events_in.clone(), close.clone())
-            })
+        let addresses = members.iter().map(|(_, address)| &address[..]);
+        let addresses = addresses.collect::<Vec<_>>().join(", ");
+        let links = members
+            .into_iter()
+            .map(|(node, address)| Link::open(node, address, events_in.clone(), close.clone()))
             .collect();
         let driver = Driver {
             proposer,
@@ -105,7 +106,7 @@ impl Session {
             }
         });
         let election: Election = won.await.map_err(|_| {
-            let text = format!("no quorum of safekeepers answers ({})", members.join(", "));
+            let text = format!("no quorum of safekeepers answers ({addresses})");
             AgentError::new(ErrorKind::Unavailable, text)
         })??;
         guard.disarm();
@@ -171,6 +172,14 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.close.cancel();
+    }
+}
+
+/// A member by its id and address, or the `nth` by its address alone.
+fn member_of(nth: u64, text: &str) -> (NodeId, String) {
+    match text.split_once('=').and_then(|(id, address)| Some((id.parse().ok()?, address))) {
+        Some((id, address)) => (NodeId(id), address.to_owned()),
+        None => (NodeId(nth), text.to_owned()),
     }
 }
 

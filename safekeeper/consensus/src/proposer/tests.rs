@@ -206,3 +206,99 @@ fn a_refusal_disconnects() {
     assert_eq!(actions, [expected]);
     assert!(vote(&mut p, A, 1, 100, &[]).is_empty(), "nothing is heard from a closed connection");
 }
+
+const D: NodeId = NodeId(4);
+
+fn joint() -> Configuration {
+    Configuration::new(Generation(2), vec![A], Some(vec![B, C, D])).unwrap()
+}
+
+#[test]
+fn an_elected_proposer_follows_a_newer_configuration_and_needs_its_quorum() {
+    let mut p = proposer(&[A]);
+    greet(&mut p, A, 0);
+    vote(&mut p, A, 1, 100, &[]);
+    flush(&mut p, A, 1, 100);
+    p.append(Lsn(100), vec![0; 32].into()).unwrap();
+    let actions = p.on_message(A, AcceptorMessage::NewerConfiguration(joint()));
+    assert!(matches!(&actions[..], [
+        Action::Reconfigured(newer),
+        Action::Send { to: A, message: ProposerMessage::Greeting(greeting) },
+    ] if *newer == joint() && greeting.configuration == joint()));
+    assert!(p.elected().is_some() && p.term_is_committed());
+    // A's acknowledgement no longer does.
+    let actions = greet(&mut p, A, 1);
+    assert!(matches!(&actions[..], [Action::Send { to: A, message: ProposerMessage::Elected(elected) }]
+        if elected.generation == Generation(2)));
+    flush(&mut p, A, 1, 132);
+    assert_eq!(p.commit_lsn(), Lsn(100));
+    for node in [B, C] {
+        greet(&mut p, node, 0);
+        flush(&mut p, node, 1, 132);
+    }
+    assert_eq!(p.commit_lsn(), Lsn(132));
+    let last = Configuration::new(Generation(3), vec![B, C, D], None).unwrap();
+    p.on_configuration(last);
+    assert_eq!(p.member_flush_lsns().len(), 3, "A is forgotten");
+}
+
+#[test]
+fn votes_count_only_under_their_configuration() {
+    let mut p = proposer(&[A, B, C]);
+    greet(&mut p, A, 0);
+    greet(&mut p, B, 0);
+    vote(&mut p, A, 1, 100, &[]);
+    p.on_message(B, AcceptorMessage::NewerConfiguration(joint()));
+    vote(&mut p, B, 1, 100, &[]);
+    assert!(p.elected().is_none());
+    greet(&mut p, A, 1);
+    greet(&mut p, B, 1);
+    let actions = greet(&mut p, C, 0);
+    let request = |node| send(node, VoteRequest { generation: Generation(2), term: Term(2) });
+    assert_eq!(actions, [request(A), request(B), request(C)]);
+}
+
+#[test]
+fn one_node_is_not_two_members() {
+    let mut p = proposer(&[A, B]);
+    p.on_connected(B);
+    let response = GreetingResponse {
+        node: A,
+        term: Term(0),
+        flush_lsn: Lsn(100),
+        commit_lsn: Lsn(100),
+        configuration: p.configuration().clone(),
+    };
+    let actions = p.on_message(B, AcceptorMessage::GreetingResponse(response));
+    assert!(matches!(&actions[..],
+        [Action::Disconnect { member: B, reason: RefusalReason::Conflict, .. }]));
+}
+
+#[test]
+fn a_late_message_of_a_closed_connection_still_fences() {
+    let mut p = proposer(&[A]);
+    greet(&mut p, A, 0);
+    vote(&mut p, A, 1, 100, &[]);
+    flush(&mut p, A, 1, 100);
+    p.on_disconnected(A);
+    flush(&mut p, A, 7, 100);
+    assert_eq!(p.fenced_by(), Some(Term(7)));
+}
+
+#[test]
+fn an_election_that_would_lose_commits_is_refused() {
+    let mut p = proposer(&[A, B, C]);
+    greet(&mut p, A, 5);
+    greet(&mut p, B, 5);
+    let response = VoteResponse {
+        term: Term(6),
+        granted: true,
+        flush_lsn: Lsn(148),
+        commit_lsn: Lsn(148),
+        history: history(&[(1, 100)]),
+    };
+    p.on_message(A, AcceptorMessage::VoteResponse(response));
+    let actions = vote(&mut p, B, 6, 120, &[(1, 100), (3, 110)]);
+    assert!(matches!(&actions[..], [Action::Disconnect { reason: RefusalReason::Conflict, .. }]));
+    assert!(p.elected().is_none() && p.fenced_by().is_some());
+}
