@@ -264,8 +264,7 @@ impl Acceptor {
         if elected.term < self.promises.term {
             return vec![self.status(from)];
         }
-        let Some(start_of_term) =
-            elected.history.last().filter(|entry| entry.term == elected.term)
+        let Some(start_of_term) = elected.history.last().filter(|entry| entry.term == elected.term)
         else {
             let text = "term history lacks its own term".into();
             return vec![refuse(from, RefusalReason::Invalid, text)];

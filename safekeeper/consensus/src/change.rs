@@ -18,7 +18,9 @@ use std::collections::BTreeMap;
 
 use treering_types::{Lsn, NodeId, Term};
 
-use crate::{AdminRequest, AdminResponse, Configuration, ConfigurationError, Generation, is_majority};
+use crate::{
+    AdminRequest, AdminResponse, Configuration, ConfigurationError, Generation, is_majority,
+};
 
 /// Times that a generation is found taken before the change gives way to whoever takes them.
 const TRIES: u32 = 8;
@@ -117,7 +119,11 @@ impl Change {
                 self.go_on_when_filled()
             }
             ChangePhase::Filling(joint) => {
-                if self.accepts(from, response, &joint) { self.go_on_when_filled() } else { Vec::new() }
+                if self.accepts(from, response, &joint) {
+                    self.go_on_when_filled()
+                } else {
+                    Vec::new()
+                }
             }
             ChangePhase::Finishing(last) => {
                 if self.accepts(from, response, &last)
@@ -178,7 +184,12 @@ impl Change {
     }
 
     /// Notes an acceptance of `configuration`; somebody else's higher generation ends this run.
-    fn accepts(&mut self, from: NodeId, response: AdminResponse, configuration: &Configuration) -> bool {
+    fn accepts(
+        &mut self,
+        from: NodeId,
+        response: AdminResponse,
+        configuration: &Configuration,
+    ) -> bool {
         let generation = configuration.generation();
         let higher = response.promised.max(response.configuration.generation());
         if higher > generation {

@@ -257,7 +257,8 @@ pub fn configuration(fields: &mut Bytes) -> Option<Configuration> {
     if members.checked_add(new_members)?.checked_mul(8)? > fields.remaining() {
         return None;
     }
-    let mut set = |count| (0..count).map(|_| u64_le(fields).map(NodeId)).collect::<Option<Vec<_>>>();
+    let mut set =
+        |count| (0..count).map(|_| u64_le(fields).map(NodeId)).collect::<Option<Vec<_>>>();
     let (members, new_members) = (set(members)?, set(new_members)?);
     let new_members = (!new_members.is_empty()).then_some(new_members);
     Configuration::new(generation, members, new_members).ok()
@@ -334,7 +335,11 @@ fn vote_request(fields: &mut Bytes) -> Option<VoteRequest> {
 }
 
 fn elected(fields: &mut Bytes) -> Option<Elected> {
-    Some(Elected { generation: generation(fields)?, term: term(fields)?, history: history(fields)? })
+    Some(Elected {
+        generation: generation(fields)?,
+        term: term(fields)?,
+        history: history(fields)?,
+    })
 }
 
 fn append(fields: &mut Bytes) -> Option<Append> {

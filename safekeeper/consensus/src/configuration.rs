@@ -43,7 +43,9 @@ pub enum ConfigurationError {
     Empty,
     #[error("node {0} is named twice")]
     Twice(NodeId),
-    #[error("generation {0} cannot be that of such a configuration: joint ones are even, others odd")]
+    #[error(
+        "generation {0} cannot be that of such a configuration: joint ones are even, others odd"
+    )]
     Generation(Generation),
 }
 
@@ -187,7 +189,8 @@ mod tests {
         let is_quorum = |ids: &[u64]| configuration.is_quorum(|node| ids.contains(&node.0));
         assert!(!is_quorum(&[1, 2, 3]) && !is_quorum(&[3, 4, 5]) && !is_quorum(&[1, 2, 4]));
         assert!(is_quorum(&[1, 3, 4]) && is_quorum(&[1, 2, 4, 5]));
-        let reached = |node: NodeId| [None, Some(90), Some(80), Some(70), None, Some(60)][node.0 as usize];
+        let reached =
+            |node: NodeId| [None, Some(90), Some(80), Some(70), None, Some(60)][node.0 as usize];
         assert_eq!(configuration.quorum_value(reached), Some(60));
         assert_eq!(joint(&[1, 2], &[4]).quorum_value(reached), None);
         assert!(!Configuration::none().is_quorum(|_| true));

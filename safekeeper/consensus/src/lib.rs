@@ -30,8 +30,9 @@ pub use change::{Change, ChangeAction, ChangePhase};
 pub use configuration::{Configuration, ConfigurationError, Generation, is_majority};
 pub use history::{HistoryError, TermHistory, TermStart};
 pub use message::{
-    AcceptorMessage, AdminRequest, AdminResponse, Append, AppendResponse, Commit, Elected, Greeting, GreetingResponse,
-    PgAncestor, ProposerId, ProposerMessage, Refusal, RefusalReason, VoteRequest, VoteResponse,
+    AcceptorMessage, AdminRequest, AdminResponse, Append, AppendResponse, Commit, Elected,
+    Greeting, GreetingResponse, PgAncestor, ProposerId, ProposerMessage, Refusal, RefusalReason,
+    VoteRequest, VoteResponse,
 };
 pub use proposer::{
     Action, Election, Proposer, ProposerConfig, ProposerError, TimelineIdentity, WalSource,

@@ -240,7 +240,8 @@ impl Spec {
         self.adopt(acceptor, *joint);
         *accepted |= 1 << a;
         if has(joint.members, a) {
-            let due_log = if self.without == Without::Filling { (0, 0) } else { rank(&acceptor.log) };
+            let due_log =
+                if self.without == Without::Filling { (0, 0) } else { rank(&acceptor.log) };
             let due_term = if self.without == Without::HighestTerm { 0 } else { acceptor.term };
             *due = (due.0.max(due_log), due.1.max(due_term));
         }
@@ -297,7 +298,8 @@ impl Spec {
                     if is_led && same && acceptor.log.len() < proposer.log.len() {
                         steps.push(Step::Append(p, a));
                     }
-                    let leads_newly = !is_led || acceptor.follows.generation < proposer.follows.generation;
+                    let leads_newly =
+                        !is_led || acceptor.follows.generation < proposer.follows.generation;
                     if reach(&a) && acceptor.term <= proposer.term && leads_newly {
                         steps.push(Step::Follow(p, a));
                     }
@@ -480,7 +482,8 @@ impl Model for Spec {
             Property::sometimes("something is committed", |spec: &Spec, state: &State| {
                 let changed = |p: &Proposer| p.follows.generation > 1 && p.follows.new == 0;
                 let wal = state.committed.iter().any(|entry| entry & FIRST == 0);
-                wal && (spec.wanted.is_empty() || state.proposers.iter().any(|p| changed(p) && p.is_open))
+                wal && (spec.wanted.is_empty()
+                    || state.proposers.iter().any(|p| changed(p) && p.is_open))
             }),
         ]
     }

@@ -63,12 +63,27 @@ fn one_vote_per_term_and_it_is_persisted_first() {
     };
     assert_eq!((promises.term, promises.vote), (Term(1), Some(P1)));
     assert_eq!(granted(&effects), Some(true));
-    assert_eq!(granted(&receive(&mut a, P2, VoteRequest { generation: Generation(0), term: Term(1) })), Some(false));
-    assert_eq!(granted(&receive(&mut a, P1, VoteRequest { generation: Generation(0), term: Term(1) })), Some(true));
+    assert_eq!(
+        granted(&receive(&mut a, P2, VoteRequest { generation: Generation(0), term: Term(1) })),
+        Some(false)
+    );
+    assert_eq!(
+        granted(&receive(&mut a, P1, VoteRequest { generation: Generation(0), term: Term(1) })),
+        Some(true)
+    );
     let reopened = &mut Acceptor::open(NODE, a.promises().clone(), Lsn(100));
-    assert_eq!(granted(&receive(reopened, P2, VoteRequest { generation: Generation(0), term: Term(1) })), Some(false));
-    assert_eq!(granted(&receive(reopened, P2, VoteRequest { generation: Generation(0), term: Term(2) })), Some(true));
-    assert_eq!(granted(&receive(reopened, P1, VoteRequest { generation: Generation(0), term: Term(1) })), Some(false));
+    assert_eq!(
+        granted(&receive(reopened, P2, VoteRequest { generation: Generation(0), term: Term(1) })),
+        Some(false)
+    );
+    assert_eq!(
+        granted(&receive(reopened, P2, VoteRequest { generation: Generation(0), term: Term(2) })),
+        Some(true)
+    );
+    assert_eq!(
+        granted(&receive(reopened, P1, VoteRequest { generation: Generation(0), term: Term(1) })),
+        Some(false)
+    );
 }
 
 #[test]

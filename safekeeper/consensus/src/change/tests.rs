@@ -66,7 +66,10 @@ fn all_steps_in_order() {
     assert_eq!(*c.phase(), ChangePhase::Filling(joint.clone()));
     // Enough log, but an older term; then the term, but too little log.
     c.on_response(NodeId(4), AdminResponse { term: Term(1), ..answer(true, 0, joint.clone()) });
-    c.on_response(NodeId(5), AdminResponse { flush_lsn: Lsn(99), ..answer(true, 0, joint.clone()) });
+    c.on_response(
+        NodeId(5),
+        AdminResponse { flush_lsn: Lsn(99), ..answer(true, 0, joint.clone()) },
+    );
     c.on_response(NodeId(3), answer(true, 2, joint.clone()));
     assert_eq!(*c.phase(), ChangePhase::Filling(joint.clone()));
     let later = AdminResponse {

@@ -57,8 +57,12 @@ fn proposer_messages() -> impl Strategy<Value = ProposerMessage> {
         greetings().prop_map(Into::into),
         (generations(), terms())
             .prop_map(|(generation, term)| VoteRequest { generation, term }.into()),
-        (generations(), terms(), histories())
-            .prop_map(|(generation, term, history)| Elected { generation, term, history }.into()),
+        (generations(), terms(), histories()).prop_map(|(generation, term, history)| Elected {
+            generation,
+            term,
+            history
+        }
+        .into()),
         (terms(), 0..u64::MAX / 2, lsns(), bytes).prop_map(|(term, lsn, commit_lsn, bytes)| {
             let (generation, lsn) = (Generation(lsn ^ 5), Lsn(lsn));
             Append { generation, term, lsn, commit_lsn, bytes: bytes.into() }.into()
@@ -186,7 +190,10 @@ fn golden_frames() {
     })
     .encode(&mut wire);
     assert_eq!(hex(&wire[..4]), "24000000");
-    assert_eq!(hex(&wire[8..]), "41020000000000000003000000000000002800000100000000200000010000000057414c");
+    assert_eq!(
+        hex(&wire[8..]),
+        "41020000000000000003000000000000002800000100000000200000010000000057414c"
+    );
     wire.clear();
     AcceptorMessage::AppendResponse(AppendResponse {
         term: Term(3),
@@ -200,8 +207,13 @@ fn golden_frames() {
     let joint = Configuration::new(Generation(2), nodes(&[1]), Some(nodes(&[1, 3]))).unwrap();
     AcceptorMessage::NewerConfiguration(joint).encode(&mut wire);
     let expected = concat!(
-        "6e", "0200000000000000", "01000000", "02000000",
-        "0100000000000000", "0100000000000000", "0300000000000000",
+        "6e",
+        "0200000000000000",
+        "01000000",
+        "02000000",
+        "0100000000000000",
+        "0100000000000000",
+        "0300000000000000",
     );
     assert_eq!(hex(&wire[8..]), expected);
 }

@@ -71,19 +71,18 @@ impl Members {
 
     /// Keeps what is known of those who stay: what they hold in our term they hold under any configuration.
     pub(super) fn follow(&mut self, configuration: Configuration) {
-        let unknown = |id| Member {
-            id,
-            link: Link::Down,
-            term_seen: Term(0),
-            vote: None,
-            flush_lsn: None,
-        };
+        let unknown =
+            |id| Member { id, link: Link::Down, term_seen: Term(0), vote: None, flush_lsn: None };
         let all = configuration.all_members();
         self.states = all
             .into_iter()
             .map(|id| self.get(id).cloned().unwrap_or_else(|| unknown(id)))
             .collect();
         self.configuration = configuration;
+    }
+
+    pub(super) fn ids(&self) -> Vec<NodeId> {
+        self.states.iter().map(|member| member.id).collect()
     }
 
     fn get(&self, id: NodeId) -> Option<&Member> {
@@ -178,7 +177,12 @@ impl Members {
 
     /// Who can be read from at `lsn`: a connected member, other than `but`, whose log is our term's to beyond it. `preferred`
     /// if it can, else the one that has most.
-    pub(super) fn holder_of(&self, lsn: Lsn, preferred: NodeId, but: NodeId) -> Option<(NodeId, Lsn)> {
+    pub(super) fn holder_of(
+        &self,
+        lsn: Lsn,
+        preferred: NodeId,
+        but: NodeId,
+    ) -> Option<(NodeId, Lsn)> {
         let can_serve = |member: &&Member| {
             member.id != but && matches!(member.link, Link::Streaming { .. } | Link::Reading { .. })
         };

@@ -70,7 +70,10 @@ fn a_quorum_of_one_takes_the_same_path() {
     assert_eq!(actions, [send(A, VoteRequest { generation: Generation(0), term: Term(5) })]);
     let actions = vote(&mut p, A, 5, 148, &[(1, 100), (4, 120)]);
     let log = history(&[(1, 100), (4, 120), (5, 148)]);
-    assert_eq!(actions, [send(A, Elected { generation: Generation(0), term: Term(5), history: log.clone() })]);
+    assert_eq!(
+        actions,
+        [send(A, Elected { generation: Generation(0), term: Term(5), history: log.clone() })]
+    );
     let election = p.elected().unwrap().clone();
     assert_eq!((election.start_lsn, election.donor_last_log_term), (Lsn(148), Term(4)));
     assert_eq!(p.append(Lsn(148), Bytes::from_static(b"x")), Err(ProposerError::NotCommitted));
@@ -80,7 +83,10 @@ fn a_quorum_of_one_takes_the_same_path() {
     let actions = p.append(Lsn(148), Bytes::from_static(b"12345678")).unwrap();
     assert_eq!(appends(&actions), [(A, 148, 8)]);
     let actions = flush(&mut p, A, 5, 156);
-    assert_eq!(actions, [send(A, Commit { generation: Generation(0), term: Term(5), commit_lsn: Lsn(156) })]);
+    assert_eq!(
+        actions,
+        [send(A, Commit { generation: Generation(0), term: Term(5), commit_lsn: Lsn(156) })]
+    );
     assert_eq!(p.commit_lsn(), Lsn(156));
 }
 
@@ -228,8 +234,10 @@ fn an_elected_proposer_follows_a_newer_configuration_and_needs_its_quorum() {
     assert!(p.elected().is_some() && p.term_is_committed());
     // A's acknowledgement no longer does.
     let actions = greet(&mut p, A, 1);
-    assert!(matches!(&actions[..], [Action::Send { to: A, message: ProposerMessage::Elected(elected) }]
-        if elected.generation == Generation(2)));
+    assert!(
+        matches!(&actions[..], [Action::Send { to: A, message: ProposerMessage::Elected(elected) }]
+        if elected.generation == Generation(2))
+    );
     flush(&mut p, A, 1, 132);
     assert_eq!(p.commit_lsn(), Lsn(100));
     for node in [B, C] {
@@ -270,8 +278,10 @@ fn one_node_is_not_two_members() {
         configuration: p.configuration().clone(),
     };
     let actions = p.on_message(B, AcceptorMessage::GreetingResponse(response));
-    assert!(matches!(&actions[..],
-        [Action::Disconnect { member: B, reason: RefusalReason::Conflict, .. }]));
+    assert!(matches!(
+        &actions[..],
+        [Action::Disconnect { member: B, reason: RefusalReason::Conflict, .. }]
+    ));
 }
 
 #[test]

@@ -58,7 +58,13 @@ impl Checker {
     }
 
     /// A member let a message out; `durable` is what it would find after losing power now.
-    pub fn on_sent(&mut self, node: NodeId, to: ProposerId, sent: &AcceptorMessage, durable: &[u8]) {
+    pub fn on_sent(
+        &mut self,
+        node: NodeId,
+        to: ProposerId,
+        sent: &AcceptorMessage,
+        durable: &[u8],
+    ) {
         let (term, flush_lsn) = match sent {
             AcceptorMessage::VoteResponse(vote) => {
                 if vote.granted {
@@ -92,6 +98,9 @@ impl Checker {
     /// A member says that its log is committed up to `commit`.
     pub fn on_member(&self, node: NodeId, log: &[u8], commit: usize) {
         assert!(log.len() >= commit, "{node} has less than it knows to be committed");
-        assert!(self.committed.starts_with(&log[..commit]), "log of {node} parts before its commit");
+        assert!(
+            self.committed.starts_with(&log[..commit]),
+            "log of {node} parts before its commit"
+        );
     }
 }

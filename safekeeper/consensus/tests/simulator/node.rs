@@ -50,10 +50,10 @@ impl Disk {
             let len = range.len();
             let kept = [0, len, dice.below(len + 1)][dice.below(3)];
             let end = range.start + kept;
-            if kept > 0 && survived.len() < end {
-                survived.resize(end, 0);
+            if kept > 0 {
+                survived.resize(survived.len().max(end), 0);
+                survived[range.start..end].copy_from_slice(&self.log[range.start..end]);
             }
-            survived[range.start.min(end)..end].copy_from_slice(&self.log[range.start..end]);
         }
         // Not durable for having survived: it may still be in some cache, or not.
         self.unsynced = vec![self.durable.len().min(survived.len())..survived.len()];
@@ -126,31 +126,33 @@ impl Node {
         }
     }
 
+    /// As the driver does: nothing but appends, and news of a commit, is looked at over unsynced bytes.
+    pub fn is_looked_at_unsynced(message: &ProposerMessage) -> bool {
+        matches!(message, ProposerMessage::Append(_) | ProposerMessage::Commit(_))
+    }
+
     /// Handles a message and carries out the effects, all or the first `limit`.
     pub fn receive(&mut self, from: ProposerId, message: ProposerMessage, limit: usize) -> Sent {
         let mut sent = Sent::default();
         if self.acceptor.is_none() {
             return sent;
         }
-        match &message {
-            ProposerMessage::Append(append) if !append.bytes.is_empty() => {
-                if self.disk.is_full {
-                    let refusal = Refusal { reason: RefusalReason::DiskFull, text: String::new() };
-                    self.stop();
-                    self.start();
-                    sent.messages.push((from, AcceptorMessage::Refusal(refusal)));
-                    return sent;
-                }
-            }
-            ProposerMessage::Append(_) | ProposerMessage::Commit(_) => {}
-            _ => sent = self.flush(),
+        if let ProposerMessage::Append(append) = &message
+            && !append.bytes.is_empty()
+            && self.disk.is_full
+        {
+            let refusal = Refusal { reason: RefusalReason::DiskFull, text: String::new() };
+            self.stop();
+            self.start();
+            sent.messages.push((from, AcceptorMessage::Refusal(refusal)));
+            return sent;
         }
         self.step(Input::Received { from, message }, limit, &mut sent);
         sent
     }
 
     pub fn administer(&mut self, request: AdminRequest, limit: usize) -> Sent {
-        let mut sent = self.flush();
+        let mut sent = Sent::default();
         self.step(Input::Administered(request), limit, &mut sent);
         sent
     }

@@ -24,7 +24,9 @@ impl World {
             9 => self.slow = Some(node),
             10 => self.slow = None,
             11 => self.node(node).disk.is_full = true,
-            12..=13 => (1..=self.plan.nodes).for_each(|id| self.node(NodeId(id)).disk.is_full = false),
+            12..=13 => {
+                (1..=self.plan.nodes).for_each(|id| self.node(NodeId(id)).disk.is_full = false)
+            }
             14 => self.node(node).persist(),
             15..=16 if self.plan.changes && self.admins.len() < 3 => self.another_admin(),
             17 if !self.admins.is_empty() && self.dice.once_in(2) => {

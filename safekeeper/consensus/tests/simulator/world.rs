@@ -12,7 +12,7 @@ use crate::{
     compute::{Admin, Compute, Postgres, nodes},
     dice::{Dice, mix},
     node::{Node, Sent},
-    record::{START, record},
+    record::{START, record, whole_records},
 };
 
 /// Virtual time, in milliseconds.
@@ -25,16 +25,43 @@ const ADMIN_EVERY: u64 = 25;
 
 #[derive(Clone, Debug)]
 pub enum Event {
-    ToNode { from: ProposerId, to: NodeId, message: ProposerMessage },
-    ToCompute { from: NodeId, to: ProposerId, message: AcceptorMessage },
-    Ask { from: u64, to: NodeId, request: AdminRequest },
-    Answer { from: NodeId, to: u64, response: AdminResponse },
-    Sync { node: NodeId },
-    Start { node: NodeId },
-    Reconnect { compute: ProposerId, node: NodeId },
+    ToNode {
+        from: ProposerId,
+        to: NodeId,
+        message: ProposerMessage,
+    },
+    ToCompute {
+        from: NodeId,
+        to: ProposerId,
+        message: AcceptorMessage,
+    },
+    Ask {
+        from: u64,
+        to: NodeId,
+        request: AdminRequest,
+    },
+    Answer {
+        from: NodeId,
+        to: u64,
+        response: AdminResponse,
+    },
+    Sync {
+        node: NodeId,
+    },
+    Start {
+        node: NodeId,
+    },
+    Reconnect {
+        compute: ProposerId,
+        node: NodeId,
+    },
     /// A compute writes, or shows a sign of life.
-    Beat { compute: ProposerId },
-    AdminBeat { admin: u64 },
+    Beat {
+        compute: ProposerId,
+    },
+    AdminBeat {
+        admin: u64,
+    },
     Trouble,
 }
 
@@ -117,10 +144,7 @@ impl World {
             Event::ToCompute { from, to, message } => self.deliver_to_compute(from, to, message),
             Event::Ask { from, to, request } => self.deliver_request(from, to, request),
             Event::Answer { from, to, response } => self.deliver_answer(from, to, response),
-            Event::Sync { node } => {
-                let sent = self.node(node).flush();
-                self.post(node, sent);
-            }
+            Event::Sync { node } => self.flush(node),
             Event::Start { node } => {
                 if self.node(node).acceptor.is_none() {
                     self.node(node).start();
@@ -284,9 +308,10 @@ impl World {
         let id = self.computes[index].id;
         let votes = self.voted.range((id, election.term, NodeId(0))..);
         let votes = votes.take_while(|((of, term, _), _)| (*of, *term) == (id, election.term));
-        let shortest = votes.map(|(_, log)| log.len()).min().unwrap_or(0);
         let log = self.computes[index].log();
-        self.checker.on_commit(id, election.term.0, &log[..shortest.min(log.len())]);
+        let agrees = |vote: &[u8]| vote.iter().zip(log).take_while(|(a, b)| a == b).count();
+        let all = votes.map(|(_, vote)| agrees(vote)).min().unwrap_or(0);
+        self.checker.on_commit(id, election.term.0, &log[..whole_records(&log[..all])]);
     }
 
     fn deliver_to_compute(&mut self, from: NodeId, to: ProposerId, message: AcceptorMessage) {
@@ -349,6 +374,9 @@ impl World {
 
     fn deliver_to_node(&mut self, from: ProposerId, to: NodeId, message: ProposerMessage) {
         let limit = self.crash_limit();
+        if !Node::is_looked_at_unsynced(&message) {
+            self.flush(to);
+        }
         let before = self.node(to).disk.log().len();
         let is_append = matches!(message, ProposerMessage::Append(_));
         let sent = self.node(to).receive(from, message, limit.unwrap_or(usize::MAX));
@@ -360,6 +388,11 @@ impl World {
             self.after(pause, Event::Sync { node: to });
         }
         self.crash_if(limit, to);
+    }
+
+    fn flush(&mut self, node: NodeId) {
+        let sent = self.node(node).flush();
+        self.post(node, sent);
     }
 
     /// How many effects are carried out before a crash in their midst, when there is to be one.
@@ -425,7 +458,8 @@ impl World {
                 let new = joint.new_members().unwrap_or_default().to_vec();
                 let last = Generation(joint.generation().0 + 1);
                 let last = Configuration::new(last, new.clone(), None).expect("sets");
-                let accept = |to| ChangeAction::Send { to, request: AdminRequest::Accept(last.clone()) };
+                let accept =
+                    |to| ChangeAction::Send { to, request: AdminRequest::Accept(last.clone()) };
                 self.ask(id, new.into_iter().map(accept).collect());
             } else if self.computes.is_empty() || self.dice.once_in(20) {
                 self.new_compute(joint, None);
@@ -444,6 +478,7 @@ impl World {
         if self.node(to).acceptor.is_none() {
             return;
         }
+        self.flush(to);
         let limit = self.crash_limit();
         let mut sent = self.node(to).administer(request, limit.unwrap_or(usize::MAX));
         let answer = sent.answer.take();
