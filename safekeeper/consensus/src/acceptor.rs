@@ -358,6 +358,7 @@ impl Acceptor {
 
     fn status(&self, to: ProposerId) -> Effect {
         let message = AcceptorMessage::AppendResponse(AppendResponse {
+            generation: self.promises.configuration.generation(),
             term: self.promises.term,
             flush_lsn: self.flush_lsn,
             commit_lsn: self.promises.commit_lsn,

@@ -151,6 +151,7 @@ impl Message for AcceptorMessage {
                 put_history(out, &message.history);
             }),
             AcceptorMessage::AppendResponse(message) => frame(out, APPEND_RESPONSE, |out| {
+                out.put_u64_le(message.generation.0);
                 put_watermarks(out, message.term, message.flush_lsn, message.commit_lsn);
             }),
             AcceptorMessage::Refusal(message) => frame(out, REFUSAL, |out| {
@@ -379,7 +380,12 @@ fn vote_response(fields: &mut Bytes) -> Option<VoteResponse> {
 }
 
 fn append_response(fields: &mut Bytes) -> Option<AppendResponse> {
-    Some(AppendResponse { term: term(fields)?, flush_lsn: lsn(fields)?, commit_lsn: lsn(fields)? })
+    Some(AppendResponse {
+        generation: generation(fields)?,
+        term: term(fields)?,
+        flush_lsn: lsn(fields)?,
+        commit_lsn: lsn(fields)?,
+    })
 }
 
 fn refusal(fields: &mut Bytes) -> Option<Refusal> {

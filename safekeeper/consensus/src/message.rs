@@ -157,6 +157,8 @@ pub struct AdminResponse {
 /// Also the answer to a message of a deposed proposer: then `term` is the higher one, and nothing else counts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AppendResponse {
+    /// Of the configuration that the acceptor follows: counts under no other.
+    pub generation: Generation,
     pub term: Term,
     pub flush_lsn: Lsn,
     pub commit_lsn: Lsn,

@@ -6,8 +6,8 @@
 //! and its owner makes a new one with a new id if it wants to try again.
 //!
 //! A newer configuration in any answer is followed at once: everyone is greeted again under it. Who is elected stays
-//! so, and needs the new quorum from then on; who is not, starts its election anew, since votes count only under the
-//! configuration that they were given under.
+//! so, and needs the new quorum from then on; who is not, starts its election anew: votes and acknowledgements count only
+//! under the configuration that they were given under.
 //!
 //! The log's bytes are kept only in a bounded window of what was appended last. A member that needs older ones
 //! makes the proposer ask its owner ([`Action::ReadWal`]), who finds them at the donor or at the compute.
@@ -231,7 +231,6 @@ impl Proposer {
         }
         self.members.follow(configuration.clone());
         if matches!(self.phase, Phase::Candidate(_)) {
-            self.members.forget_votes();
             self.phase = Phase::Gathering;
         }
         let mut actions = vec![Action::Reconfigured(configuration)];
@@ -481,7 +480,8 @@ impl Proposer {
             self.members.link(from),
             Some(Link::Joining | Link::Streaming { .. } | Link::Reading { .. })
         );
-        if response.term < own || !follows || response.flush_lsn > self.window.end() {
+        let is_late = response.term < own || response.generation != self.generation();
+        if is_late || !follows || response.flush_lsn > self.window.end() {
             return Vec::new();
         }
         self.members.set_flush(from, response.flush_lsn);

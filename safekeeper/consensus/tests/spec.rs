@@ -121,6 +121,8 @@ enum Without {
     HighestTerm,
     /// Members acknowledge under a configuration older than theirs.
     Forgetting,
+    /// A leader counts acknowledgements that were given under an older configuration.
+    FreshAcknowledgements,
     /// An admin proposes what it wants, without asking what has been accepted.
     Promising,
 }
@@ -441,6 +443,9 @@ impl Model for Spec {
             Step::Adopt(p, a) => {
                 let proposer = &mut state.proposers[p];
                 proposer.follows = before.acceptors[a].follows;
+                if self.without != Without::FreshAcknowledgements {
+                    proposer.acked.fill(0);
+                }
                 match proposer.role {
                     Role::Candidate => {
                         proposer.role = Role::Idle;
@@ -560,6 +565,7 @@ fn each_rule_is_needed() {
         changing(Without::Filling),
         changing(Without::HighestTerm),
         changing(Without::Forgetting),
+        changing(Without::FreshAcknowledgements),
         contested(Without::Promising),
     ];
     for spec in cases {

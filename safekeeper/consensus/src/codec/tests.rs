@@ -98,8 +98,9 @@ fn acceptor_messages() -> impl Strategy<Value = AcceptorMessage> {
                 })
             }
         ),
-        marks().prop_map(|(term, flush_lsn, commit_lsn)| {
-            AcceptorMessage::AppendResponse(AppendResponse { term, flush_lsn, commit_lsn })
+        (generations(), marks()).prop_map(|(generation, (term, flush_lsn, commit_lsn))| {
+            let response = AppendResponse { generation, term, flush_lsn, commit_lsn };
+            AcceptorMessage::AppendResponse(response)
         }),
         ".*".prop_map(|text| {
             AcceptorMessage::Refusal(Refusal { reason: RefusalReason::DiskFull, text })
@@ -196,12 +197,16 @@ fn golden_frames() {
     );
     wire.clear();
     AcceptorMessage::AppendResponse(AppendResponse {
+        generation: Generation(2),
         term: Term(3),
         flush_lsn: Lsn(8),
         commit_lsn: Lsn(0),
     })
     .encode(&mut wire);
-    assert_eq!(hex(&wire[8..]), "61030000000000000008000000000000000000000000000000");
+    assert_eq!(
+        hex(&wire[8..]),
+        "610200000000000000030000000000000008000000000000000000000000000000"
+    );
     wire.clear();
     let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect();
     let joint = Configuration::new(Generation(2), nodes(&[1]), Some(nodes(&[1, 3]))).unwrap();

@@ -69,15 +69,19 @@ impl Members {
         &self.configuration
     }
 
-    /// Keeps what is known of those who stay: what they hold in our term they hold under any configuration.
+    /// Keeps the links of those who stay, and forgets what they voted and acknowledged: both count only under the
+    /// configuration that they were given under.
     pub(super) fn follow(&mut self, configuration: Configuration) {
-        let unknown =
-            |id| Member { id, link: Link::Down, term_seen: Term(0), vote: None, flush_lsn: None };
-        let all = configuration.all_members();
-        self.states = all
-            .into_iter()
-            .map(|id| self.get(id).cloned().unwrap_or_else(|| unknown(id)))
-            .collect();
+        let link = |id| self.link(id).unwrap_or(Link::Down);
+        let term_seen = |id| self.get(id).map_or(Term(0), |member| member.term_seen);
+        let member = |id| Member {
+            id,
+            link: link(id),
+            term_seen: term_seen(id),
+            vote: None,
+            flush_lsn: None,
+        };
+        self.states = configuration.all_members().into_iter().map(member).collect();
         self.configuration = configuration;
     }
 

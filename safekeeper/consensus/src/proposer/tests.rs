@@ -49,7 +49,12 @@ fn vote(p: &mut Proposer, node: NodeId, term: u64, flush: u64, log: &[(u64, u64)
 }
 
 fn flush(p: &mut Proposer, node: NodeId, term: u64, flush: u64) -> Vec<Action> {
-    let response = AppendResponse { term: Term(term), flush_lsn: Lsn(flush), commit_lsn: Lsn(100) };
+    let response = AppendResponse {
+        generation: p.configuration().generation(),
+        term: Term(term),
+        flush_lsn: Lsn(flush),
+        commit_lsn: Lsn(100),
+    };
     p.on_message(node, AcceptorMessage::AppendResponse(response))
 }
 
