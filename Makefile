@@ -37,6 +37,7 @@ test-long: prerequisites ## The random tests at length: MODEL_CASES lives of the
 	TREERING_MODEL_CASES=$(MODEL_CASES) cargo test -p treering-engine --test model -- --nocapture
 	cargo test -p treering-engine --test crash --test bit_flips --test size
 	SIMULATOR_TIMES=$(SIMULATOR_TIMES) cargo test -p treering-consensus --test simulator -- --nocapture
+	cargo test --release -p treering-consensus --test spec -- --nocapture --include-ignored --test-threads 1
 
 MINUTES ?= 30
 SCALE ?= 100

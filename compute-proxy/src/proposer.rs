@@ -14,8 +14,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use treering_consensus::{
-    AcceptorMessage, Action, Configuration, Election, PgAncestor, Proposer, ProposerConfig, ProposerId,
-    ProposerMessage, TimelineIdentity, WalSource, codec::Message,
+    AcceptorMessage, Action, Configuration, Election, PgAncestor, Proposer, ProposerConfig,
+    ProposerId, ProposerMessage, TimelineIdentity, WalSource, codec::Message,
 };
 use treering_types::{ErrorKind, Lsn, NodeId};
 

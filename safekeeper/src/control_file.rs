@@ -151,15 +151,7 @@ fn decode_fields(mut f: Bytes, version: u32) -> Option<Control> {
     let is_possible = f.is_empty() && start_lsn <= commit_lsn && trim_lsn <= commit_lsn;
     is_possible.then_some(Control {
         identity: Identity { tenant, timeline, system_id, pg_major, pg_tli, pg_ancestors },
-        promises: Promises {
-            term,
-            vote,
-            history,
-            commit_lsn,
-            start_lsn,
-            configuration,
-            promised,
-        },
+        promises: Promises { term, vote, history, commit_lsn, start_lsn, configuration, promised },
         trim_lsn,
     })
 }

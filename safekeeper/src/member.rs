@@ -21,8 +21,8 @@ use std::{
 
 use bytes::Bytes;
 use treering_consensus::{
-    Acceptor, AcceptorMessage, AdminRequest, AdminResponse, Configuration, Effect, Input, Promises, ProposerId, ProposerMessage, Refusal,
-    RefusalReason,
+    Acceptor, AcceptorMessage, AdminRequest, AdminResponse, Configuration, Effect, Input, Promises,
+    ProposerId, ProposerMessage, Refusal, RefusalReason,
 };
 use treering_fs::{FileSystem, create_dir_durably};
 use treering_pgfmt::wal::reader::WalDecoder;

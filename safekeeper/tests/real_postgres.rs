@@ -17,7 +17,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use treering_consensus::{
-    AcceptorMessage, Action, Configuration, Proposer, ProposerConfig, ProposerId, TimelineIdentity, codec::Message,
+    AcceptorMessage, Action, Configuration, Proposer, ProposerConfig, ProposerId, TimelineIdentity,
+    codec::Message,
 };
 use treering_pgfmt::{version::PgMajor, wal::reader::WalDecoder};
 use treering_safekeeper::{Listening, SafekeeperOptions, run};

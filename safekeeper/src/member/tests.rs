@@ -364,7 +364,8 @@ fn a_full_disk_refuses_and_recovers_by_itself() {
     let out = member.process(vec![(P1, append(&old, 1, old.ends[1], old.end, START))]);
     assert_eq!(refusal_of(&out), Some(RefusalReason::DiskFull));
     assert_eq!(flush_of(&out), None, "nothing is acknowledged");
-    let out = member.process(vec![(P2, VoteRequest { generation: Generation(0), term: Term(2) }.into())]);
+    let out =
+        member.process(vec![(P2, VoteRequest { generation: Generation(0), term: Term(2) }.into())]);
     assert_eq!(refusal_of(&out), Some(RefusalReason::DiskFull), "a vote needs the control file");
     assert_eq!(member.status().commit_lsn, old.ends[1], "what readers were told stays");
     faulty.clear();
@@ -402,10 +403,16 @@ fn trimming_keeps_the_segment_of_the_horizon_and_of_the_commit() {
     let commit = old.ends[2];
     assert_eq!(commit.segment_number(), START.segment_number());
     member.process(vec![(P1, append(&old, 1, START, old.end, commit))]);
-    member.process(vec![(P1, Commit { generation: Generation(0), term: Term(1), commit_lsn: commit }.into())]);
+    member.process(vec![(
+        P1,
+        Commit { generation: Generation(0), term: Term(1), commit_lsn: commit }.into(),
+    )]);
     member.trim(Lsn::MAX).unwrap();
     assert_eq!(member.status().trim_lsn, START, "commit holds it");
-    member.process(vec![(P1, Commit { generation: Generation(0), term: Term(1), commit_lsn: old.end }.into())]);
+    member.process(vec![(
+        P1,
+        Commit { generation: Generation(0), term: Term(1), commit_lsn: old.end }.into(),
+    )]);
     member.trim(START).unwrap();
     assert_eq!(member.status().trim_lsn, START, "the horizon holds it");
     member.trim(old.end).unwrap();
@@ -460,4 +467,23 @@ fn a_start_that_is_no_record_end_is_refused() {
         let made = Member::create(fs.clone(), &directory(), NODE, identity(), Lsn(start));
         assert!(matches!(made.err().unwrap(), StoreError::NotWal(_)));
     }
+}
+
+#[test]
+fn what_an_admin_was_told_survives_a_restart() {
+    let fs: Arc<dyn FileSystem> = Arc::new(CrashFs::new());
+    let mut member = create(&fs);
+    let joint = Configuration::new(Generation(2), vec![NODE], Some(vec![NodeId(2)])).unwrap();
+    assert!(member.administer(AdminRequest::Promise(Generation(2))).unwrap().granted);
+    let answer = member.administer(AdminRequest::Accept(joint.clone())).unwrap();
+    assert!(answer.granted && answer.configuration == joint);
+    let mut member = Member::open(fs, &directory(), NODE).unwrap();
+    assert_eq!(member.status().configuration, joint);
+    let answer = member.administer(AdminRequest::Promise(Generation(2))).unwrap();
+    assert!(!answer.granted && answer.promised == Generation(2));
+    let out = member.process(vec![(P1, elected(&[(1, START)]))]);
+    assert!(
+        matches!(&out[..], [Outgoing { message: AcceptorMessage::NewerConfiguration(newer), .. }]
+        if *newer == joint)
+    );
 }
