@@ -62,8 +62,8 @@ impl Session {
     pub async fn elect(log: Log, members: &[String]) -> Result<Session, AgentError> {
         let members: Vec<(NodeId, String)> =
             (1..).zip(members).map(|(nth, text)| member_of(nth, text)).collect();
-        let nodes: Vec<NodeId> = members.iter().map(|(node, _)| *node).collect();
-        let configuration = Configuration::unnumbered(nodes.clone())
+        let nodes = members.iter().map(|(node, _)| *node).collect();
+        let configuration = Configuration::unnumbered(nodes)
             .map_err(|error| AgentError::new(ErrorKind::Invalid, error.to_string()))?;
         let proposer = Proposer::new(ProposerConfig {
             proposer: ProposerId(rand::random()),

@@ -245,7 +245,7 @@ mod tests {
             "0300000000000000",
         );
         assert_eq!(hex(&bytes[..bytes.len() - 4]), *expected);
-        assert_eq!(hex(&bytes[bytes.len() - 4..]), "CRCOFV2");
+        assert_eq!(hex(&bytes[bytes.len() - 4..]), "f4a2294a");
     }
 
     fn hex(bytes: &[u8]) -> String {
