@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Context;
 use parking_lot::Mutex;
-use treering_consensus::{MemberEnd, PgAncestor, TimelineIdentity, settled_end};
+use treering_consensus::{Generation, MemberEnd, PgAncestor, TimelineIdentity, settled_end};
 use treering_pgfmt::version::PgMajor;
 use treering_types::{ErrorKind, Lsn, TenantId, Term, TimelineId};
 
@@ -178,7 +178,8 @@ impl Agent {
             LogEnd::At(end) => vec![end],
             LogEnd::NoLog => {
                 let start_lsn = self.peers.timeline(tenant, timeline).await?.start_lsn;
-                vec![MemberEnd { flush_lsn: start_lsn, commit_lsn: start_lsn }]
+                let generation = Generation(0);
+                vec![MemberEnd { generation, flush_lsn: start_lsn, commit_lsn: start_lsn }]
             }
             LogEnd::Latched => Vec::new(),
         };

@@ -6,7 +6,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use reqwest::StatusCode;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
-use treering_consensus::MemberEnd;
+use treering_consensus::{Generation, MemberEnd};
 use treering_types::{ErrorKind, Lsn, TenantId, TimelineId};
 
 use crate::{AgentOptions, error::AgentError};
@@ -135,12 +135,18 @@ impl Peers {
         struct Log {
             flush_lsn: Lsn,
             commit_lsn: Lsn,
+            configuration: Members,
             latched: Option<String>,
+        }
+        #[derive(Deserialize)]
+        struct Members {
+            generation: u64,
         }
         match self.ask(&self.log_url(tenant, timeline), &[]).await {
             Ok(Log { latched: Some(_), .. }) => Ok(LogEnd::Latched),
-            Ok(Log { flush_lsn, commit_lsn, .. }) => {
-                Ok(LogEnd::At(MemberEnd { flush_lsn, commit_lsn }))
+            Ok(Log { flush_lsn, commit_lsn, configuration, .. }) => {
+                let generation = Generation(configuration.generation);
+                Ok(LogEnd::At(MemberEnd { generation, flush_lsn, commit_lsn }))
             }
             Err(error) if error.kind == ErrorKind::NotFound => Ok(LogEnd::NoLog),
             Err(error) => Err(error),

@@ -17,8 +17,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use treering_consensus::{
-    AcceptorMessage, Action, Election, PgAncestor, Proposer, ProposerConfig, ProposerId,
-    ProposerMessage, TimelineIdentity, WalSource, codec::Message,
+    AcceptorMessage, Action, Configuration, Election, PgAncestor, Proposer, ProposerConfig,
+    ProposerId, ProposerMessage, TimelineIdentity, WalSource, codec::Message,
 };
 use treering_types::{ErrorKind, Lsn, NodeId};
 
@@ -62,16 +62,20 @@ pub struct Session {
 }
 
 impl Session {
-    /// Wins a term on the quorum and commits F.
+    /// Wins a term on the quorum and commits F. `members`: `host:port` of node 1, 2, ..., or `id=host:port`.
     ///
     /// # Errors
     /// `Unavailable` when no majority answers in time, `Fenced` when another proposer was elected meanwhile, and what
     /// a member refused with.
     pub async fn elect(log: Log, members: &[String]) -> Result<Session, AgentError> {
-        let nodes: Vec<NodeId> = (1..=members.len() as u64).map(NodeId).collect();
+        let members: Vec<(NodeId, String)> =
+            (1..).zip(members).map(|(nth, text)| member_of(nth, text)).collect();
+        let nodes = members.iter().map(|(node, _)| *node).collect();
+        let configuration = Configuration::unnumbered(nodes)
+            .map_err(|error| AgentError::new(ErrorKind::Invalid, error.to_string()))?;
         let proposer = Proposer::new(ProposerConfig {
             proposer: ProposerId(rand::random()),
-            members: nodes.clone(),
+            configuration,
             timeline: log.identity,
             window_bytes_max: WINDOW_BYTES_MAX,
         })
@@ -86,12 +90,13 @@ impl Session {
         let tracker = TaskTracker::new();
         let thread = start_thread(close.clone(), tracker.clone())?;
         let wal_dir = Arc::new(Mutex::new(None));
-        let links = nodes
-            .iter()
-            .zip(members)
-            .map(|(&node, address)| {
+        let addresses = members.iter().map(|(_, address)| &address[..]);
+        let addresses = addresses.collect::<Vec<_>>().join(", ");
+        let links = members
+            .into_iter()
+            .map(|(node, address)| {
                 let place = (&tracker, &thread);
-                Link::open(place, node, address.clone(), events_in.clone(), close.clone())
+                Link::open(place, node, address, events_in.clone(), close.clone())
             })
             .collect();
         let driver = Driver {
@@ -114,7 +119,7 @@ impl Session {
             }
         });
         let election: Election = won.await.map_err(|_| {
-            let text = format!("no quorum of safekeepers answers ({})", members.join(", "));
+            let text = format!("no quorum of safekeepers answers ({addresses})");
             AgentError::new(ErrorKind::Unavailable, text)
         })??;
         guard.disarm();
@@ -208,6 +213,14 @@ fn start_thread(close: CancellationToken, links: TaskTracker) -> Result<Handle, 
     Ok(handle)
 }
 
+/// A member by its id and address, or the `nth` by its address alone.
+fn member_of(nth: u64, text: &str) -> (NodeId, String) {
+    match text.split_once('=').and_then(|(id, address)| Some((id.parse().ok()?, address))) {
+        Some((id, address)) => (NodeId(id), address.to_owned()),
+        None => (NodeId(nth), text.to_owned()),
+    }
+}
+
 fn gone() -> AgentError {
     AgentError::new(ErrorKind::Shutdown, "the proposer has stopped")
 }
@@ -296,6 +309,7 @@ impl Driver {
                         None => self.proposer.on_wal_failed(to_member),
                     }
                 }
+                Action::Reconfigured(configuration) => self.reconfigure(&configuration),
                 Action::Disconnect { member, reason, text } => {
                     if self.last_refusal.as_deref() != Some(&text) {
                         tracing::warn!(%member, ?reason, "safekeeper refuses: {text}");
@@ -312,6 +326,21 @@ impl Driver {
         }
     }
 
+    /// Lets go of members that have left. Where new ones are reached only the agent's own settings can tell: without
+    /// them the quorum may be out of reach, and commits wait.
+    fn reconfigure(&mut self, configuration: &Configuration) {
+        let generation = configuration.generation();
+        tracing::info!(%generation, "the quorum's members have changed");
+        for link in self.links.extract_if(.., |link| !configuration.contains(link.node)) {
+            link.close();
+        }
+        for member in configuration.all_members() {
+            if !self.links.iter().any(|link| link.node == member) {
+                tracing::warn!(%member, "no address is known of a new safekeeper");
+            }
+        }
+    }
+
     fn send(&self, to: NodeId, message: &ProposerMessage) {
         if let Some(link) = self.links.iter().find(|link| link.node == to) {
             link.send(message);
@@ -323,7 +352,7 @@ impl Driver {
         match source {
             WalSource::Compute => read_segment(self.wal_dir.lock().as_deref()?, from, to).ok(),
             // One member, and it is the donor: it never needs its own log.
-            WalSource::Donor { .. } => None,
+            WalSource::Member { .. } => None,
         }
     }
 }
@@ -372,6 +401,7 @@ struct Link {
     node: NodeId,
     queued: Queued,
     outgoing: Arc<Mutex<Option<mpsc::UnboundedSender<Bytes>>>>,
+    closed: CancellationToken,
 }
 
 impl Link {
@@ -382,7 +412,9 @@ impl Link {
         events: mpsc::Sender<Event>,
         close: CancellationToken,
     ) -> Link {
-        let link = Link { node, queued: Queued::default(), outgoing: Arc::default() };
+        let closed = CancellationToken::new();
+        let (queued, outgoing) = (Queued::default(), Arc::default());
+        let link = Link { node, queued, outgoing, closed: closed.clone() };
         let (queued, outgoing) = (link.queued.clone(), link.outgoing.clone());
         let task = async move {
             let last_words = link_closed(&close, outgoing.clone());
@@ -407,7 +439,7 @@ impl Link {
                     tokio::time::sleep(RECONNECT_PAUSE).await;
                 }
             };
-            tokio::select! { () = again => {}, () = last_words => {} }
+            tokio::select! { () = again => {}, () = last_words => {}, () = closed.cancelled() => {} }
         };
         links.spawn_on(task, thread);
         link
@@ -422,6 +454,12 @@ impl Link {
         if sender.send(frame.freeze()).is_ok() {
             self.queued.add(bytes);
         }
+    }
+
+    /// Ends the connection for good.
+    fn close(&self) {
+        self.closed.cancel();
+        self.disconnect();
     }
 
     /// Ends the connection; a new one is tried after a pause.

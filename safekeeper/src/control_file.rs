@@ -5,7 +5,10 @@
 use std::path::Path;
 
 use bytes::{Buf, BufMut, Bytes};
-use treering_consensus::{PgAncestor, Promises, ProposerId, TermHistory, TermStart};
+use treering_consensus::{
+    Configuration, Generation, PgAncestor, Promises, ProposerId, TermHistory, TermStart,
+    codec::{configuration, put_configuration},
+};
 use treering_fs::{FileSystem, read_file, write_atomically};
 use treering_types::{Lsn, TenantId, Term, TimelineId};
 
@@ -14,8 +17,10 @@ use crate::error::StoreError;
 /// Its name in the timeline's directory.
 pub const CONTROL_FILE: &str = "control";
 const MAGIC: [u8; 8] = *b"TRsafekp";
-/// The only format version so far.
-pub const CONTROL_VERSION: u32 = 1;
+/// The version written.
+pub const CONTROL_VERSION: u32 = 2;
+/// Version 1 had no configuration; it is read, and written as the current one when it next is.
+const WITHOUT_CONFIGURATION: u32 = 1;
 const HEAD: usize = 120;
 const HAS_VOTE: u32 = 1;
 
@@ -70,6 +75,8 @@ impl Control {
             out.put_u32_le(ancestor.pg_tli);
             out.put_u64_le(ancestor.switch_lsn.0);
         }
+        out.put_u64_le(promises.promised.0);
+        put_configuration(&mut out, &promises.configuration);
         let crc = crc32fast::hash(&out);
         out.put_u32_le(crc);
         out
@@ -84,7 +91,7 @@ impl Control {
         let mut bytes = Bytes::from(bytes);
         // The version stands before the crc is looked at: a newer format may have it elsewhere.
         let found = bytes.slice(8..).try_get_u32_le().map_err(|_| bad("is cut short"))?;
-        if found != CONTROL_VERSION {
+        if found != CONTROL_VERSION && found != WITHOUT_CONFIGURATION {
             let path = path.display().to_string();
             return Err(StoreError::NewerFormat { path, found, known: CONTROL_VERSION });
         }
@@ -96,7 +103,7 @@ impl Control {
             return Err(bad("fails its checksum"));
         }
         bytes.advance(12);
-        decode_fields(bytes).ok_or(bad("holds impossible values"))
+        decode_fields(bytes, found).ok_or(bad("holds impossible values"))
     }
 
     pub fn read(fs: &dyn FileSystem, directory: &Path) -> Result<Control, StoreError> {
@@ -112,7 +119,7 @@ impl Control {
     }
 }
 
-fn decode_fields(mut f: Bytes) -> Option<Control> {
+fn decode_fields(mut f: Bytes, version: u32) -> Option<Control> {
     let pg_major = f.try_get_u32_le().ok()?;
     let tenant = TenantId(id(&mut f)?);
     let timeline = TimelineId(id(&mut f)?);
@@ -127,7 +134,7 @@ fn decode_fields(mut f: Bytes) -> Option<Control> {
     let count = f.try_get_u32_le().ok()? as usize;
     let ancestors = f.try_get_u32_le().ok()? as usize;
     let len = count.checked_mul(16)?.checked_add(ancestors.checked_mul(12)?)?;
-    if f.len() != len || flags & !HAS_VOTE != 0 {
+    if f.len() < len || flags & !HAS_VOTE != 0 {
         return None;
     }
     let entry = |_| Some(TermStart { term: Term(f.try_get_u64_le().ok()?), lsn: lsn(&mut f)? });
@@ -136,11 +143,15 @@ fn decode_fields(mut f: Bytes) -> Option<Control> {
     let ancestor =
         |_| Some(PgAncestor { pg_tli: f.try_get_u32_le().ok()?, switch_lsn: lsn(&mut f)? });
     let pg_ancestors = (0..ancestors).map(ancestor).collect::<Option<Vec<_>>>()?;
+    let (promised, configuration) = match version {
+        WITHOUT_CONFIGURATION => (Generation(0), Configuration::none()),
+        _ => (Generation(f.try_get_u64_le().ok()?), configuration(&mut f)?),
+    };
     let vote = (flags & HAS_VOTE != 0).then_some(vote);
-    let in_order = start_lsn <= commit_lsn && trim_lsn <= commit_lsn;
-    in_order.then_some(Control {
+    let is_possible = f.is_empty() && start_lsn <= commit_lsn && trim_lsn <= commit_lsn;
+    is_possible.then_some(Control {
         identity: Identity { tenant, timeline, system_id, pg_major, pg_tli, pg_ancestors },
-        promises: Promises { term, vote, history, commit_lsn, start_lsn },
+        promises: Promises { term, vote, history, commit_lsn, start_lsn, configuration, promised },
         trim_lsn,
     })
 }
@@ -157,6 +168,8 @@ fn lsn(fields: &mut Bytes) -> Option<Lsn> {
 
 #[cfg(test)]
 mod tests {
+    use treering_types::NodeId;
+
     use super::*;
 
     fn control(vote: Option<ProposerId>) -> Control {
@@ -177,6 +190,13 @@ mod tests {
                 history: history.unwrap(),
                 commit_lsn: Lsn(0x100_0200),
                 start_lsn: Lsn(0x100_0028),
+                configuration: Configuration::new(
+                    Generation(2),
+                    vec![NodeId(1)],
+                    Some(vec![NodeId(1), NodeId(3)]),
+                )
+                .unwrap(),
+                promised: Generation(4),
             },
             trim_lsn: Lsn(0x100_0028),
         }
@@ -194,8 +214,48 @@ mod tests {
     #[test]
     fn golden_file() {
         let bytes = control(Some(ProposerId([9; 16]))).encode();
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let expected = concat!(
+            "5452736166656b70",
+            "02000000",
+            "0f000000",
+            "01010101010101010101010101010101",
+            "02020202020202020202020202020202",
+            "8877665544332211",
+            "04000000",
+            "01000000",
+            "2800000100000000",
+            "0002000100000000",
+            "2800000100000000",
+            "0500000000000000",
+            "09090909090909090909090909090909",
+            "02000000",
+            "01000000",
+            "0100000000000000",
+            "2800000100000000",
+            "0300000000000000",
+            "0001000100000000",
+            "02000000",
+            "2800000100000000",
+            "0400000000000000",
+            "0200000000000000",
+            "01000000",
+            "02000000",
+            "0100000000000000",
+            "0100000000000000",
+            "0300000000000000",
+        );
+        assert_eq!(hex(&bytes[..bytes.len() - 4]), *expected);
+        assert_eq!(hex(&bytes[bytes.len() - 4..]), "f4a2294a");
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// A file of version 1, which ended with the ancestors.
+    #[test]
+    fn version_1_is_read() {
+        let golden = concat!(
             "5452736166656b70",
             "01000000",
             "0f000000",
@@ -217,12 +277,15 @@ mod tests {
             "0001000100000000",
             "02000000",
             "2800000100000000",
+            "79eb2792",
         );
-        assert_eq!(hex[..hex.len() - 8], *expected);
-        assert_eq!(&hex[hex.len() - 8..], CRC_OF_GOLDEN);
+        let byte = |at| u8::from_str_radix(&golden[at..at + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..golden.len()).step_by(2).map(byte).collect();
+        let mut expected = control(Some(ProposerId([9; 16])));
+        expected.promises.configuration = Configuration::none();
+        expected.promises.promised = Generation(0);
+        assert_eq!(Control::decode(bytes, Path::new("c")).unwrap(), expected);
     }
-
-    const CRC_OF_GOLDEN: &str = "79eb2792";
 
     #[test]
     fn damage_and_newer_versions_are_named() {
@@ -235,7 +298,7 @@ mod tests {
             assert!(decode(&good[..at]).is_err());
         }
         let mut newer = good;
-        newer[8] = 2;
-        assert!(matches!(decode(&newer), Err(StoreError::NewerFormat { found: 2, known: 1, .. })));
+        newer[8] = 3;
+        assert!(matches!(decode(&newer), Err(StoreError::NewerFormat { found: 3, known: 2, .. })));
     }
 }

@@ -7,10 +7,11 @@ use axum::{
     extract::{Path, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
-use treering_types::{ErrorKind, Lsn, TenantId, Term, TimelineId};
+use treering_consensus::{AdminRequest, AdminResponse, Configuration, Generation};
+use treering_types::{ErrorKind, Lsn, NodeId, TenantId, Term, TimelineId};
 
 use crate::{error::StoreError, metrics::Metrics, timeline::Timeline, timelines::Timelines};
 
@@ -28,6 +29,14 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/v1/timelines", get(list))
         .route("/v1/tenant/{tenant}/timeline/{timeline}", get(detail).delete(delete))
         .route("/v1/tenant/{tenant}/timeline/{timeline}/wal", get(wal))
+        .route(
+            "/v1/tenant/{tenant}/timeline/{timeline}/configuration",
+            get(read_configuration).put(accept_configuration),
+        )
+        .route(
+            "/v1/tenant/{tenant}/timeline/{timeline}/configuration/promise",
+            post(promise_generation),
+        )
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(|| async { "ok\n" }))
         .route("/metrics", get(metrics))
@@ -50,6 +59,7 @@ struct TimelineInfo {
     /// As text: it does not fit a JSON number.
     system_id: String,
     pg_version: u32,
+    configuration: Members,
     /// Why it refuses everything, when it does.
     latched: Option<String>,
 }
@@ -69,6 +79,7 @@ impl TimelineInfo {
             pg_tli: identity.pg_tli,
             system_id: identity.system_id.to_string(),
             pg_version: identity.pg_major,
+            configuration: Members::of(&status.configuration),
             latched: status.latched,
         }
     }
@@ -119,6 +130,91 @@ async fn wal(
     }
     let bytes = api.timelines.get(tenant, timeline)?.read(from, to, term.map(Term)).await?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
+}
+
+/// Who decides, as JSON; `docs/formats/quorum.md`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Members {
+    /// Odd, or even with new members; 0 for none that was agreed on.
+    generation: u64,
+    members: Vec<NodeId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    new_members: Option<Vec<NodeId>>,
+}
+
+impl Members {
+    fn of(configuration: &Configuration) -> Members {
+        Members {
+            generation: configuration.generation().0,
+            members: configuration.members().to_vec(),
+            new_members: configuration.new_members().map(<[NodeId]>::to_vec),
+        }
+    }
+}
+
+/// Where a member stands, to who changes the quorum's members.
+#[derive(Serialize)]
+struct MemberState {
+    /// Whether what was asked for has been done, durably.
+    granted: bool,
+    promised: u64,
+    configuration: Members,
+    term: Term,
+    last_log_term: Term,
+    flush_lsn: Lsn,
+    commit_lsn: Lsn,
+}
+
+/// 200 when granted; 409 with the same body when something newer is promised or followed.
+async fn administer(api: &Api, ids: &Ids, request: AdminRequest) -> Result<Response, Problem> {
+    let (tenant, timeline) = parse_ids(ids)?;
+    let answer = api.timelines.get(tenant, timeline)?.administer(request).await?;
+    let AdminResponse { granted, promised, configuration, .. } = answer;
+    let state = MemberState {
+        granted,
+        promised: promised.0,
+        configuration: Members::of(&configuration),
+        term: answer.term,
+        last_log_term: answer.last_log_term,
+        flush_lsn: answer.flush_lsn,
+        commit_lsn: answer.commit_lsn,
+    };
+    let status = if granted { StatusCode::OK } else { StatusCode::CONFLICT };
+    Ok((status, Json(state)).into_response())
+}
+
+async fn read_configuration(State(api): State<Api>, ids: Ids) -> Result<Response, Problem> {
+    administer(&api, &ids, AdminRequest::Read).await
+}
+
+type Body<T> = Result<Json<T>, axum::extract::rejection::JsonRejection>;
+
+async fn accept_configuration(
+    State(api): State<Api>,
+    ids: Ids,
+    body: Body<Members>,
+) -> Result<Response, Problem> {
+    let Json(body) = body.map_err(|error| Problem::invalid(None, error.body_text()))?;
+    let Members { generation, members, new_members } = body;
+    let configuration = Configuration::new(Generation(generation), members, new_members)
+        .map_err(|error| Problem::invalid(None, error.to_string()))?;
+    administer(&api, &ids, AdminRequest::Accept(configuration)).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PromiseBody {
+    generation: u64,
+}
+
+async fn promise_generation(
+    State(api): State<Api>,
+    ids: Ids,
+    body: Body<PromiseBody>,
+) -> Result<Response, Problem> {
+    let Json(body) = body.map_err(|error| Problem::invalid(None, error.body_text()))?;
+    administer(&api, &ids, AdminRequest::Promise(Generation(body.generation))).await
 }
 
 async fn metrics(State(api): State<Api>) -> Response {

@@ -21,8 +21,8 @@ use std::{
 
 use bytes::Bytes;
 use treering_consensus::{
-    Acceptor, AcceptorMessage, Effect, Input, Promises, ProposerId, ProposerMessage, Refusal,
-    RefusalReason,
+    Acceptor, AcceptorMessage, AdminRequest, AdminResponse, Configuration, Effect, Input, Promises,
+    ProposerId, ProposerMessage, Refusal, RefusalReason,
 };
 use treering_fs::{FileSystem, create_dir_durably};
 use treering_pgfmt::wal::reader::WalDecoder;
@@ -59,6 +59,8 @@ pub struct Status {
     pub commit_lsn: Lsn,
     /// The oldest position held.
     pub trim_lsn: Lsn,
+    /// Who decides, as far as this member knows.
+    pub configuration: Configuration,
     /// Why the timeline refuses everything, when it does.
     pub latched: Option<String>,
 }
@@ -151,6 +153,7 @@ impl Member {
             flush_lsn: self.acceptor.flush_lsn(),
             commit_lsn: self.acceptor.commit_lsn(),
             trim_lsn: self.trim_lsn,
+            configuration: self.acceptor.promises().configuration.clone(),
             latched: self.latched.clone(),
         }
     }
@@ -173,6 +176,28 @@ impl Member {
             tracing::warn!(%error, timeline = %self.identity.timeline, "commit position not persisted");
         }
         out
+    }
+
+    /// Does what who changes the configuration asks for; what the answer says is durable.
+    pub fn administer(&mut self, request: AdminRequest) -> Result<AdminResponse, StoreError> {
+        let mut out = Vec::new();
+        let done = self.check_latch().and_then(|()| {
+            // As with every message but appends: nothing is said over unsynced bytes.
+            self.flush(&mut out)?;
+            self.step(Input::Administered(request), &mut out)
+        });
+        match done {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => unreachable!("every request is answered"),
+            Err(error) => {
+                if self.latched.is_none() {
+                    let timeline = self.identity.timeline;
+                    tracing::error!(%error, %timeline, "configuration not taken over");
+                    self.recover(&error);
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Persists the commit position if the control file has an older one: at a quiet moment, and before a stop.
@@ -213,19 +238,25 @@ impl Member {
             ProposerMessage::Commit(_) => {}
             _ => self.flush(out)?,
         }
-        self.step(Input::Received { from, message }, out)
+        self.step(Input::Received { from, message }, out).map(drop)
     }
 
-    fn step(&mut self, input: Input, out: &mut Vec<Outgoing>) -> Result<(), StoreError> {
+    fn step(
+        &mut self,
+        input: Input,
+        out: &mut Vec<Outgoing>,
+    ) -> Result<Option<AdminResponse>, StoreError> {
+        let mut answer = None;
         for effect in self.acceptor.step(input) {
             match effect {
                 Effect::Truncate { to } => self.truncate(to)?,
                 Effect::Persist(promises) => self.persist(promises, self.trim_lsn)?,
                 Effect::Write { lsn, bytes } => self.write(lsn, &bytes)?,
                 Effect::Send { to, message } => out.push(Outgoing { to, message }),
+                Effect::Answer(response) => answer = Some(response),
             }
         }
-        Ok(())
+        Ok(answer)
     }
 
     fn check_room(&self) -> Result<(), StoreError> {
@@ -252,7 +283,7 @@ impl Member {
         }
         self.store.sync()?;
         self.has_unsynced = false;
-        self.step(Input::Flushed { record_end: self.decoder.position() }, out)
+        self.step(Input::Flushed { record_end: self.decoder.position() }, out).map(drop)
     }
 
     fn truncate(&mut self, to: Lsn) -> Result<(), StoreError> {

@@ -15,7 +15,9 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use treering_consensus::{AcceptorMessage, PgAncestor, ProposerId, ProposerMessage};
+use treering_consensus::{
+    AcceptorMessage, AdminRequest, AdminResponse, PgAncestor, ProposerId, ProposerMessage,
+};
 use treering_types::{Lsn, Term};
 
 use crate::{
@@ -58,6 +60,10 @@ pub(crate) enum Request {
     },
     /// WAL before this is in the pageserver's layers.
     Horizon(Lsn),
+    Administer {
+        request: AdminRequest,
+        answer: oneshot::Sender<Result<AdminResponse, StoreError>>,
+    },
 }
 
 /// A handle; cheap to share.
@@ -134,6 +140,16 @@ impl Timeline {
         })
     }
 
+    /// Speaks for who changes the quorum's members. What the answer says is durable.
+    ///
+    /// # Errors
+    /// Those of the disk: a request that is not granted is no error.
+    pub async fn administer(&self, request: AdminRequest) -> Result<AdminResponse, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Request::Administer { request, answer }).await?;
+        answered.await.map_err(|_| StoreError::Shutdown)?
+    }
+
     /// Lines for a Postgres history file, oldest first.
     pub fn pg_ancestors(&self) -> &[PgAncestor] {
         &self.identity.pg_ancestors
@@ -178,6 +194,9 @@ struct Connection {
     id: ConnectionId,
     answers: mpsc::Sender<AcceptorMessage>,
 }
+
+type FromProposer = (ProposerId, ProposerMessage);
+type Administration = (AdminRequest, oneshot::Sender<Result<AdminResponse, StoreError>>);
 
 struct Driver {
     member: Member,
@@ -249,19 +268,27 @@ impl Driver {
     }
 
     fn handle(&mut self, requests: Vec<Request>) {
-        let messages = self.sort(requests);
+        let (messages, administrations) = self.sort(requests);
         let (member, horizon) = (&mut self.member, self.horizon);
         let answers = self.metrics.observe_batch(messages, |messages| member.process(messages));
         if let Err(error) = member.trim(horizon) {
             tracing::warn!(%error, timeline = %member.identity().timeline, "not trimmed");
         }
+        let administered: Vec<_> = administrations
+            .into_iter()
+            .map(|(request, answer)| (member.administer(request), answer))
+            .collect();
         self.publish_status();
+        for (done, answer) in administered {
+            // Who asked may have gone; what was done stays.
+            let _ = answer.send(done);
+        }
         answers.into_iter().for_each(|answer| self.answer(answer));
     }
 
     /// Notes what concerns this task; the rest is for the member.
-    fn sort(&mut self, requests: Vec<Request>) -> Vec<(ProposerId, ProposerMessage)> {
-        let mut messages = Vec::new();
+    fn sort(&mut self, requests: Vec<Request>) -> (Vec<FromProposer>, Vec<Administration>) {
+        let (mut messages, mut administrations) = (Vec::new(), Vec::new());
         for request in requests {
             match request {
                 Request::Attach { proposer, connection: id, answers, conversation } => {
@@ -279,9 +306,10 @@ impl Driver {
                     }
                 }
                 Request::Horizon(lsn) => self.horizon = self.horizon.max(lsn),
+                Request::Administer { request, answer } => administrations.push((request, answer)),
             }
         }
-        messages
+        (messages, administrations)
     }
 
     fn is_newest(&self, proposer: ProposerId, connection: ConnectionId) -> bool {

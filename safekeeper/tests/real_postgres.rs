@@ -17,7 +17,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use treering_consensus::{
-    AcceptorMessage, Action, Proposer, ProposerConfig, ProposerId, TimelineIdentity, codec::Message,
+    AcceptorMessage, Action, Configuration, Proposer, ProposerConfig, ProposerId, TimelineIdentity,
+    codec::Message,
 };
 use treering_pgfmt::{version::PgMajor, wal::reader::WalDecoder};
 use treering_safekeeper::{Listening, SafekeeperOptions, run};
@@ -200,7 +201,7 @@ impl Writer {
     async fn elect(safekeeper: &Safekeeper, log: &Log, id: u8) -> Writer {
         let proposer = Proposer::new(ProposerConfig {
             proposer: ProposerId([id; 16]),
-            members: vec![MEMBER],
+            configuration: Configuration::first(vec![MEMBER]).unwrap(),
             timeline: TimelineIdentity {
                 tenant: TENANT,
                 timeline: TIMELINE,

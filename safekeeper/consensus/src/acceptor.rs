@@ -9,14 +9,17 @@
 //! - `flush_lsn` leaves only for bytes that the driver reported as synced;
 //! - the log is cut, and the cut synced, before the history that made it necessary is persisted: a crash between
 //!   the two leaves a prefix of the old log under the old history;
-//! - nothing at or below `commit_lsn` is ever cut.
+//! - nothing at or below `commit_lsn` is ever cut;
+//! - the configuration's generation never goes down, and is persisted before anything is answered under it; nothing is
+//!   answered, and no flush acknowledged, under an older one.
 
 use bytes::Bytes;
 use treering_types::{Lsn, NodeId, Term};
 
 use crate::{
-    AcceptorMessage, Append, AppendResponse, Commit, Elected, GreetingResponse, ProposerId,
-    ProposerMessage, Refusal, RefusalReason, TermHistory, VoteRequest, VoteResponse,
+    AcceptorMessage, AdminRequest, AdminResponse, Append, AppendResponse, Commit, Configuration,
+    Elected, Generation, Greeting, GreetingResponse, ProposerId, ProposerMessage, Refusal,
+    RefusalReason, TermHistory, VoteRequest, VoteResponse,
 };
 
 /// What an acceptor must find again after a crash.
@@ -30,6 +33,10 @@ pub struct Promises {
     pub commit_lsn: Lsn,
     /// Where the timeline's log begins.
     pub start_lsn: Lsn,
+    /// Who decides, as far as known here.
+    pub configuration: Configuration,
+    /// No configuration below this generation is accepted from who changes it.
+    pub promised: Generation,
 }
 
 impl Promises {
@@ -41,6 +48,8 @@ impl Promises {
             history: TermHistory::default(),
             commit_lsn: start_lsn,
             start_lsn,
+            configuration: Configuration::none(),
+            promised: Generation(0),
         }
     }
 }
@@ -56,6 +65,7 @@ pub enum Input {
     Flushed {
         record_end: Lsn,
     },
+    Administered(AdminRequest),
 }
 
 /// What the driver must do, in order.
@@ -69,6 +79,8 @@ pub enum Effect {
     Write { lsn: Lsn, bytes: Bytes },
     /// Send to the proposer's newest connection; drop it when there is none.
     Send { to: ProposerId, message: AcceptorMessage },
+    /// Answer who sent [`Input::Administered`].
+    Answer(AdminResponse),
 }
 
 /// The state of one member for one timeline.
@@ -131,25 +143,100 @@ impl Acceptor {
     /// One step. Pure but for the state itself.
     pub fn step(&mut self, input: Input) -> Vec<Effect> {
         match input {
-            Input::Received { from, message } => match message {
-                ProposerMessage::Greeting(_) => vec![self.greet(from)],
-                ProposerMessage::VoteRequest(request) => self.vote(from, &request),
-                ProposerMessage::Elected(elected) => self.follow(from, elected),
-                ProposerMessage::Append(append) => self.append(from, append),
-                ProposerMessage::Commit(commit) => self.learn_commit(from, &commit),
-            },
+            Input::Received { from, message } => self.receive(from, message),
             Input::Flushed { record_end } => self.flushed(record_end),
+            Input::Administered(request) => self.administer(request),
         }
     }
 
-    fn greet(&self, from: ProposerId) -> Effect {
+    fn receive(&mut self, from: ProposerId, message: ProposerMessage) -> Vec<Effect> {
+        if let Some(answer) = self.other_generation(from, &message) {
+            return vec![answer];
+        }
+        match message {
+            ProposerMessage::Greeting(greeting) => self.greet(from, greeting),
+            ProposerMessage::VoteRequest(request) => self.vote(from, &request),
+            ProposerMessage::Elected(elected) => self.follow(from, elected),
+            ProposerMessage::Append(append) => self.append(from, append),
+            ProposerMessage::Commit(commit) => self.learn_commit(from, &commit),
+        }
+    }
+
+    /// The answer to a message that is not of our configuration's generation.
+    fn other_generation(&self, from: ProposerId, message: &ProposerMessage) -> Option<Effect> {
+        let theirs = match message {
+            ProposerMessage::Greeting(_) => return None,
+            ProposerMessage::VoteRequest(request) => request.generation,
+            ProposerMessage::Elected(elected) => elected.generation,
+            ProposerMessage::Append(append) => append.generation,
+            ProposerMessage::Commit(commit) => commit.generation,
+        };
+        let ours = &self.promises.configuration;
+        if theirs < ours.generation() {
+            let message = AcceptorMessage::NewerConfiguration(ours.clone());
+            return Some(Effect::Send { to: from, message });
+        }
+        let text = || format!("generation {theirs} was not greeted with");
+        (theirs > ours.generation()).then(|| refuse(from, RefusalReason::Invalid, text()))
+    }
+
+    /// Follows a newer configuration. Whoever led under the older one has to be elected here again: what was
+    /// written under that and is synced from now on must not be acknowledged to it.
+    fn adopt(&mut self, configuration: Configuration) -> Option<Effect> {
+        if configuration.generation() <= self.promises.configuration.generation() {
+            return None;
+        }
+        self.promises.configuration = configuration;
+        self.leader = None;
+        Some(Effect::Persist(self.promises.clone()))
+    }
+
+    fn administer(&mut self, request: AdminRequest) -> Vec<Effect> {
+        let current = self.promises.configuration.generation();
+        let mut effects = Vec::new();
+        let granted = match request {
+            AdminRequest::Read => true,
+            AdminRequest::Promise(generation) => {
+                let is_free = generation > self.promises.promised && generation > current;
+                if is_free {
+                    self.promises.promised = generation;
+                    effects.push(Effect::Persist(self.promises.clone()));
+                }
+                is_free
+            }
+            AdminRequest::Accept(configuration) => {
+                let is_known = configuration == self.promises.configuration;
+                let is_free = configuration.generation() >= self.promises.promised
+                    && (is_known || configuration.generation() > current);
+                if is_free {
+                    effects.extend(self.adopt(configuration));
+                }
+                is_free
+            }
+        };
+        effects.push(Effect::Answer(AdminResponse {
+            granted,
+            promised: self.promises.promised,
+            configuration: self.promises.configuration.clone(),
+            term: self.promises.term,
+            last_log_term: self.last_log_term(),
+            flush_lsn: self.flush_lsn,
+            commit_lsn: self.promises.commit_lsn,
+        }));
+        effects
+    }
+
+    fn greet(&mut self, from: ProposerId, greeting: Greeting) -> Vec<Effect> {
+        let mut effects: Vec<Effect> = self.adopt(greeting.configuration).into_iter().collect();
         let message = AcceptorMessage::GreetingResponse(GreetingResponse {
             node: self.node,
             term: self.promises.term,
             flush_lsn: self.flush_lsn,
             commit_lsn: self.promises.commit_lsn,
+            configuration: self.promises.configuration.clone(),
         });
-        Effect::Send { to: from, message }
+        effects.push(Effect::Send { to: from, message });
+        effects
     }
 
     fn vote(&mut self, from: ProposerId, request: &VoteRequest) -> Vec<Effect> {
@@ -177,15 +264,21 @@ impl Acceptor {
         if elected.term < self.promises.term {
             return vec![self.status(from)];
         }
-        let start_of_term = elected.history.last();
-        if start_of_term.is_none_or(|entry| entry.term != elected.term) {
-            return vec![refuse(
-                from,
-                RefusalReason::Invalid,
-                "term history lacks its own term".into(),
-            )];
+        let Some(start_of_term) = elected.history.last().filter(|entry| entry.term == elected.term)
+        else {
+            let text = "term history lacks its own term".into();
+            return vec![refuse(from, RefusalReason::Invalid, text)];
+        };
+        let known = self.promises.history.start_of(elected.term);
+        if known.is_some_and(|known| known != start_of_term) {
+            let text = format!("term {} begins elsewhere in the log here", elected.term);
+            return vec![refuse(from, RefusalReason::Conflict, text)];
         }
-        let cut = self.promises.history.divergence(self.flush_lsn, &elected.history);
+        // A log that nobody has written to begins at a committed position, with whatever history lies before.
+        let cut = match self.promises.history.last() {
+            None => self.flush_lsn.min(start_of_term.lsn),
+            Some(_) => self.promises.history.divergence(self.flush_lsn, &elected.history),
+        };
         if cut < self.promises.commit_lsn {
             let text = format!(
                 "term {} would cut the log at {cut}, before committed {}",
@@ -265,6 +358,7 @@ impl Acceptor {
 
     fn status(&self, to: ProposerId) -> Effect {
         let message = AcceptorMessage::AppendResponse(AppendResponse {
+            generation: self.promises.configuration.generation(),
             term: self.promises.term,
             flush_lsn: self.flush_lsn,
             commit_lsn: self.promises.commit_lsn,

@@ -14,13 +14,13 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use treering_types::{ErrorKind, Lsn, NodeId, TenantId, Term, TimelineId};
 
 use crate::{
-    AcceptorMessage, Append, AppendResponse, Commit, Elected, Greeting, GreetingResponse,
-    PgAncestor, ProposerId, ProposerMessage, Refusal, RefusalReason, TermHistory, TermStart,
-    VoteRequest, VoteResponse,
+    AcceptorMessage, Append, AppendResponse, Commit, Configuration, Elected, Generation, Greeting,
+    GreetingResponse, PgAncestor, ProposerId, ProposerMessage, Refusal, RefusalReason, TermHistory,
+    TermStart, VoteRequest, VoteResponse,
 };
 
 /// Version of the protocol, in every greeting.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// The largest frame: a term history of a million entries, or a generous append.
 pub const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
 const HEAD: usize = 8;
@@ -70,6 +70,7 @@ const COMMIT: u8 = b'C';
 const GREETING_RESPONSE: u8 = b'g';
 const VOTE_RESPONSE: u8 = b'v';
 const APPEND_RESPONSE: u8 = b'a';
+const NEWER_CONFIGURATION: u8 = b'n';
 const REFUSAL: u8 = b'r';
 
 impl Message for ProposerMessage {
@@ -89,21 +90,28 @@ impl Message for ProposerMessage {
                     out.put_u32_le(ancestor.pg_tli);
                     out.put_u64_le(ancestor.switch_lsn.0);
                 }
+                put_configuration(out, &message.configuration);
             }),
             ProposerMessage::VoteRequest(message) => {
-                frame(out, VOTE_REQUEST, |out| out.put_u64_le(message.term.0));
+                frame(out, VOTE_REQUEST, |out| {
+                    out.put_u64_le(message.generation.0);
+                    out.put_u64_le(message.term.0);
+                });
             }
             ProposerMessage::Elected(message) => frame(out, ELECTED, |out| {
+                out.put_u64_le(message.generation.0);
                 out.put_u64_le(message.term.0);
                 put_history(out, &message.history);
             }),
             ProposerMessage::Append(message) => frame(out, APPEND, |out| {
+                out.put_u64_le(message.generation.0);
                 out.put_u64_le(message.term.0);
                 out.put_u64_le(message.lsn.0);
                 out.put_u64_le(message.commit_lsn.0);
                 out.put_slice(&message.bytes);
             }),
             ProposerMessage::Commit(message) => frame(out, COMMIT, |out| {
+                out.put_u64_le(message.generation.0);
                 out.put_u64_le(message.term.0);
                 out.put_u64_le(message.commit_lsn.0);
             }),
@@ -115,9 +123,7 @@ impl Message for ProposerMessage {
         let f = &mut fields;
         let message = match tag {
             GREETING => ProposerMessage::Greeting(greeting(f)?),
-            VOTE_REQUEST => {
-                term(f).map(|term| VoteRequest { term }).map(Into::into).ok_or(bad(tag))?
-            }
+            VOTE_REQUEST => vote_request(f).map(Into::into).ok_or(bad(tag))?,
             ELECTED => elected(f).map(Into::into).ok_or(bad(tag))?,
             APPEND => append(f).map(Into::into).ok_or(bad(tag))?,
             COMMIT => commit(f).map(Into::into).ok_or(bad(tag))?,
@@ -134,13 +140,18 @@ impl Message for AcceptorMessage {
             AcceptorMessage::GreetingResponse(message) => frame(out, GREETING_RESPONSE, |out| {
                 out.put_u64_le(message.node.0);
                 put_watermarks(out, message.term, message.flush_lsn, message.commit_lsn);
+                put_configuration(out, &message.configuration);
             }),
+            AcceptorMessage::NewerConfiguration(configuration) => {
+                frame(out, NEWER_CONFIGURATION, |out| put_configuration(out, configuration));
+            }
             AcceptorMessage::VoteResponse(message) => frame(out, VOTE_RESPONSE, |out| {
                 put_watermarks(out, message.term, message.flush_lsn, message.commit_lsn);
                 out.put_u8(u8::from(message.granted));
                 put_history(out, &message.history);
             }),
             AcceptorMessage::AppendResponse(message) => frame(out, APPEND_RESPONSE, |out| {
+                out.put_u64_le(message.generation.0);
                 put_watermarks(out, message.term, message.flush_lsn, message.commit_lsn);
             }),
             AcceptorMessage::Refusal(message) => frame(out, REFUSAL, |out| {
@@ -157,6 +168,7 @@ impl Message for AcceptorMessage {
             GREETING_RESPONSE => greeting_response(f).map(AcceptorMessage::GreetingResponse),
             VOTE_RESPONSE => vote_response(f).map(AcceptorMessage::VoteResponse),
             APPEND_RESPONSE => append_response(f).map(AcceptorMessage::AppendResponse),
+            NEWER_CONFIGURATION => configuration(f).map(AcceptorMessage::NewerConfiguration),
             REFUSAL => refusal(f).map(AcceptorMessage::Refusal),
             other => return Err(CodecError::Tag(other)),
         };
@@ -230,6 +242,29 @@ fn put_history(out: &mut BytesMut, history: &TermHistory) {
     }
 }
 
+/// As in the control file: its bytes are the format document's.
+pub fn put_configuration(out: &mut impl BufMut, configuration: &Configuration) {
+    let new = configuration.new_members().unwrap_or_default();
+    out.put_u64_le(configuration.generation().0);
+    out.put_u32_le(configuration.members().len() as u32);
+    out.put_u32_le(new.len() as u32);
+    configuration.members().iter().chain(new).for_each(|node| out.put_u64_le(node.0));
+}
+
+/// `None` for bytes that end early or make no configuration.
+pub fn configuration(fields: &mut Bytes) -> Option<Configuration> {
+    let generation = Generation(u64_le(fields)?);
+    let (members, new_members) = (u32_le(fields)? as usize, u32_le(fields)? as usize);
+    if members.checked_add(new_members)?.checked_mul(8)? > fields.remaining() {
+        return None;
+    }
+    let mut set =
+        |count| (0..count).map(|_| u64_le(fields).map(NodeId)).collect::<Option<Vec<_>>>();
+    let (members, new_members) = (set(members)?, set(new_members)?);
+    let new_members = (!new_members.is_empty()).then_some(new_members);
+    Configuration::new(generation, members, new_members).ok()
+}
+
 fn u64_le(fields: &mut Bytes) -> Option<u64> {
     fields.try_get_u64_le().ok()
 }
@@ -279,6 +314,7 @@ fn greeting_fields(fields: &mut Bytes) -> Option<Greeting> {
         pg_tli: u32_le(fields)?,
         start_lsn: lsn(fields)?,
         pg_ancestors: ancestors(fields)?,
+        configuration: configuration(fields)?,
     })
 }
 
@@ -291,19 +327,32 @@ fn ancestors(fields: &mut Bytes) -> Option<Vec<PgAncestor>> {
     (0..count).map(ancestor).collect()
 }
 
+fn generation(fields: &mut Bytes) -> Option<Generation> {
+    u64_le(fields).map(Generation)
+}
+
+fn vote_request(fields: &mut Bytes) -> Option<VoteRequest> {
+    Some(VoteRequest { generation: generation(fields)?, term: term(fields)? })
+}
+
 fn elected(fields: &mut Bytes) -> Option<Elected> {
-    Some(Elected { term: term(fields)?, history: history(fields)? })
+    Some(Elected {
+        generation: generation(fields)?,
+        term: term(fields)?,
+        history: history(fields)?,
+    })
 }
 
 fn append(fields: &mut Bytes) -> Option<Append> {
+    let generation = generation(fields)?;
     let (term, lsn, commit_lsn) = (term(fields)?, lsn(fields)?, lsn(fields)?);
     let bytes = fields.split_to(fields.len());
     lsn.0.checked_add(bytes.len() as u64)?;
-    Some(Append { term, lsn, commit_lsn, bytes })
+    Some(Append { generation, term, lsn, commit_lsn, bytes })
 }
 
 fn commit(fields: &mut Bytes) -> Option<Commit> {
-    Some(Commit { term: term(fields)?, commit_lsn: lsn(fields)? })
+    Some(Commit { generation: generation(fields)?, term: term(fields)?, commit_lsn: lsn(fields)? })
 }
 
 fn greeting_response(fields: &mut Bytes) -> Option<GreetingResponse> {
@@ -312,6 +361,7 @@ fn greeting_response(fields: &mut Bytes) -> Option<GreetingResponse> {
         term: term(fields)?,
         flush_lsn: lsn(fields)?,
         commit_lsn: lsn(fields)?,
+        configuration: configuration(fields)?,
     })
 }
 
@@ -330,7 +380,12 @@ fn vote_response(fields: &mut Bytes) -> Option<VoteResponse> {
 }
 
 fn append_response(fields: &mut Bytes) -> Option<AppendResponse> {
-    Some(AppendResponse { term: term(fields)?, flush_lsn: lsn(fields)?, commit_lsn: lsn(fields)? })
+    Some(AppendResponse {
+        generation: generation(fields)?,
+        term: term(fields)?,
+        flush_lsn: lsn(fields)?,
+        commit_lsn: lsn(fields)?,
+    })
 }
 
 fn refusal(fields: &mut Bytes) -> Option<Refusal> {

@@ -46,6 +46,11 @@ impl TermHistory {
         self.0.last().copied()
     }
 
+    /// Where `term` begins, if it wrote to this log.
+    pub fn start_of(&self, term: Term) -> Option<TermStart> {
+        self.0.iter().rev().find(|entry| entry.term == term).copied()
+    }
+
     /// The entries that a log ending at `end` has reached; one that begins exactly there counts.
     pub fn up_to(&self, end: Lsn) -> TermHistory {
         TermHistory(self.0.iter().take_while(|entry| entry.lsn <= end).copied().collect())

@@ -18,17 +18,22 @@
 #![forbid(unsafe_code)]
 
 mod acceptor;
+mod change;
 pub mod codec;
+mod configuration;
 mod history;
 mod message;
 mod proposer;
 mod settled;
 
 pub use acceptor::{Acceptor, Effect, Input, Promises};
+pub use change::{Change, ChangeAction, ChangePhase};
+pub use configuration::{Configuration, ConfigurationError, Generation, is_majority};
 pub use history::{HistoryError, TermHistory, TermStart};
 pub use message::{
-    AcceptorMessage, Append, AppendResponse, Commit, Elected, Greeting, GreetingResponse,
-    PgAncestor, ProposerId, ProposerMessage, Refusal, RefusalReason, VoteRequest, VoteResponse,
+    AcceptorMessage, AdminRequest, AdminResponse, Append, AppendResponse, Commit, Elected,
+    Greeting, GreetingResponse, PgAncestor, ProposerId, ProposerMessage, Refusal, RefusalReason,
+    VoteRequest, VoteResponse,
 };
 pub use proposer::{
     Action, Election, Proposer, ProposerConfig, ProposerError, TimelineIdentity, WalSource,

@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use treering_types::{ErrorKind, Lsn, NodeId, TenantId, Term, TimelineId};
 
-use crate::TermHistory;
+use crate::{Configuration, Generation, TermHistory};
 
 /// One run of one proposer, chosen at random by its owner: a vote belongs to it, not to a machine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,6 +39,8 @@ pub enum AcceptorMessage {
     GreetingResponse(GreetingResponse),
     VoteResponse(VoteResponse),
     AppendResponse(AppendResponse),
+    /// The message came under an older configuration than this one, and was not looked at.
+    NewerConfiguration(Configuration),
     /// The connection is closed after it.
     Refusal(Refusal),
 }
@@ -57,6 +59,8 @@ pub struct Greeting {
     pub start_lsn: Lsn,
     /// The Postgres timelines that this one descends from, oldest first. Ignored if the timeline exists.
     pub pg_ancestors: Vec<PgAncestor>,
+    /// The proposer's; an acceptor that has an older one takes it over.
+    pub configuration: Configuration,
 }
 
 /// One line of a Postgres timeline history file: a timeline, and where the next one (or our own) left it.
@@ -73,10 +77,13 @@ pub struct GreetingResponse {
     pub term: Term,
     pub flush_lsn: Lsn,
     pub commit_lsn: Lsn,
+    /// The proposer's or a newer one.
+    pub configuration: Configuration,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VoteRequest {
+    pub generation: Generation,
     pub term: Term,
 }
 
@@ -95,6 +102,7 @@ pub struct VoteResponse {
 /// the [`AppendResponse`] that follows says from where to stream.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Elected {
+    pub generation: Generation,
     pub term: Term,
     /// Ends with (term, F).
     pub history: TermHistory,
@@ -104,6 +112,7 @@ pub struct Elected {
 /// is answered.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Append {
+    pub generation: Generation,
     pub term: Term,
     pub lsn: Lsn,
     pub commit_lsn: Lsn,
@@ -113,7 +122,33 @@ pub struct Append {
 /// News of the commit position, not answered (but by a higher term).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Commit {
+    pub generation: Generation,
     pub term: Term,
+    pub commit_lsn: Lsn,
+}
+
+/// From who changes the configuration ([`crate::Change`]), by way of the safekeeper's admin API.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AdminRequest {
+    /// Where do you stand?
+    Read,
+    /// Accept no configuration below this generation any more ([`AdminRequest::Accept`] only; what a proposer
+    /// carries is always followed).
+    Promise(Generation),
+    /// Take this configuration over, unless a higher generation is promised or followed.
+    Accept(Configuration),
+}
+
+/// Where an acceptor stands, after it has done what was asked or refused to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AdminResponse {
+    pub granted: bool,
+    /// The highest generation promised.
+    pub promised: Generation,
+    pub configuration: Configuration,
+    pub term: Term,
+    pub last_log_term: Term,
+    pub flush_lsn: Lsn,
     pub commit_lsn: Lsn,
 }
 
@@ -122,6 +157,8 @@ pub struct Commit {
 /// Also the answer to a message of a deposed proposer: then `term` is the higher one, and nothing else counts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AppendResponse {
+    /// Of the configuration that the acceptor follows: counts under no other.
+    pub generation: Generation,
     pub term: Term,
     pub flush_lsn: Lsn,
     pub commit_lsn: Lsn,

@@ -5,6 +5,10 @@
 //! ([`Proposer::term_is_committed`]), append. A higher term in any answer ends it: it is *fenced* for good,
 //! and its owner makes a new one with a new id if it wants to try again.
 //!
+//! A newer configuration in any answer is followed at once: everyone is greeted again under it. Who is elected stays
+//! so, and needs the new quorum from then on; who is not, starts its election anew: votes and acknowledgements count only
+//! under the configuration that they were given under.
+//!
 //! The log's bytes are kept only in a bounded window of what was appended last. A member that needs older ones
 //! makes the proposer ask its owner ([`Action::ReadWal`]), who finds them at the donor or at the compute.
 //!
@@ -21,9 +25,9 @@ use self::{
     window::Window,
 };
 use crate::{
-    AcceptorMessage, Append, AppendResponse, Commit, Elected, Greeting, GreetingResponse,
-    PgAncestor, ProposerId, ProposerMessage, Refusal, RefusalReason, TermHistory, TermStart,
-    VoteRequest, VoteResponse,
+    AcceptorMessage, Append, AppendResponse, Commit, Configuration, Elected, Generation, Greeting,
+    GreetingResponse, PgAncestor, ProposerId, ProposerMessage, Refusal, RefusalReason, TermHistory,
+    TermStart, VoteRequest, VoteResponse,
 };
 
 /// Largest piece of log in one append and one [`Action::ReadWal`].
@@ -48,8 +52,8 @@ pub struct TimelineIdentity {
 pub struct ProposerConfig {
     /// Random and never used before: votes are given to it.
     pub proposer: ProposerId,
-    /// All members of the quorum; a majority of them decides.
-    pub members: Vec<NodeId>,
+    /// Who decides, as far as the owner knows: members that know better will say so.
+    pub configuration: Configuration,
     pub timeline: TimelineIdentity,
     /// Bytes of log kept for members that are behind.
     pub window_bytes_max: usize,
@@ -64,14 +68,16 @@ pub enum Action {
     ReadWal { to_member: NodeId, from: Lsn, to: Lsn, source: WalSource },
     /// The member refused: close its connection, connect again later if `reason` leaves hope.
     Disconnect { member: NodeId, reason: RefusalReason, text: String },
+    /// A newer configuration is followed: keep connections to its members, and to nobody else.
+    Reconfigured(Configuration),
 }
 
 /// Where old log can be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WalSource {
-    /// From the member whose log was adopted: the bytes lie before F. It must still be in `term` *after* the
-    /// bytes were read (`wal?from=&to=&term=` sees to it): a later proposer may have cut its log.
-    Donor { node: NodeId, term: Term },
+    /// From the member whose log was adopted, or another that has followed since: the bytes lie before F. It must still
+    /// be in `term` *after* the bytes were read (`wal?from=&to=&term=` sees to it): a later proposer may have cut its log.
+    Member { node: NodeId, term: Term },
     /// From the compute's own `pg_wal`: the bytes were passed to [`Proposer::append`] once.
     Compute,
 }
@@ -128,19 +134,27 @@ pub struct Proposer {
     pg_ancestors: Vec<PgAncestor>,
     phase: Phase,
     members: Members,
+    /// The last term that votes were asked for in.
+    last_campaign: Term,
+    /// F was committed: new log may follow.
+    is_term_committed: bool,
     /// The end of the log, and its last bytes.
     window: Window,
     commit_lsn: Lsn,
 }
 
 impl Proposer {
-    /// Panics when `members` is empty or names one twice.
     pub fn new(config: ProposerConfig) -> Proposer {
-        let members = Members::new(&config.members);
-        let window = Window::at(config.timeline.start_lsn, config.window_bytes_max);
-        let commit_lsn = config.timeline.start_lsn;
-        let pg_ancestors = Vec::new();
-        Proposer { config, pg_ancestors, phase: Phase::Gathering, members, window, commit_lsn }
+        Proposer {
+            members: Members::new(config.configuration.clone()),
+            window: Window::at(config.timeline.start_lsn, config.window_bytes_max),
+            commit_lsn: config.timeline.start_lsn,
+            config,
+            pg_ancestors: Vec::new(),
+            phase: Phase::Gathering,
+            last_campaign: Term(0),
+            is_term_committed: false,
+        }
     }
 
     /// Names the Postgres timelines that a branch descends from, oldest first, for the history file that stock
@@ -160,9 +174,16 @@ impl Proposer {
     /// True once a majority holds the log up to F under the new term: from here on no older proposer can
     /// commit anything, and [`Proposer::append`] is open.
     pub fn term_is_committed(&self) -> bool {
-        self.elected().is_some_and(|election| {
-            self.members.quorum_flush_lsn().is_some_and(|lsn| lsn >= election.start_lsn)
-        })
+        self.elected().is_some() && self.is_term_committed
+    }
+
+    /// Who decides, as far as known.
+    pub fn configuration(&self) -> &Configuration {
+        self.members.configuration()
+    }
+
+    fn generation(&self) -> Generation {
+        self.configuration().generation()
     }
 
     /// The term that deposed this proposer.
@@ -188,8 +209,12 @@ impl Proposer {
         if self.fenced_by().is_some() || !self.members.set_link(member, Link::Greeting) {
             return Vec::new();
         }
+        vec![send(member, self.greeting())]
+    }
+
+    fn greeting(&self) -> Greeting {
         let timeline = &self.config.timeline;
-        let greeting = Greeting {
+        Greeting {
             proposer: self.config.proposer,
             tenant: timeline.tenant,
             timeline: timeline.timeline,
@@ -198,8 +223,27 @@ impl Proposer {
             pg_tli: timeline.pg_tli,
             start_lsn: timeline.start_lsn,
             pg_ancestors: self.pg_ancestors.clone(),
-        };
-        vec![send(member, greeting)]
+            configuration: self.configuration().clone(),
+        }
+    }
+
+    /// Follows `configuration` if it is newer than the one known. The owner may call this; the members' answers do.
+    pub fn on_configuration(&mut self, configuration: Configuration) -> Vec<Action> {
+        if self.fenced_by().is_some() || configuration.generation() <= self.generation() {
+            return Vec::new();
+        }
+        self.members.follow(configuration.clone());
+        if matches!(self.phase, Phase::Candidate(_)) {
+            self.phase = Phase::Gathering;
+        }
+        let mut actions = vec![Action::Reconfigured(configuration)];
+        for member in self.members.ids() {
+            if self.members.link(member).is_some_and(|link| link != Link::Down) {
+                self.members.set_link(member, Link::Greeting);
+                actions.push(send(member, self.greeting()));
+            }
+        }
+        actions
     }
 
     /// The member's connection is gone.
@@ -209,13 +253,24 @@ impl Proposer {
 
     /// An answer came. Those of nodes that are no members are ignored.
     pub fn on_message(&mut self, from: NodeId, message: AcceptorMessage) -> Vec<Action> {
-        if self.fenced_by().is_some() || self.members.link(from).is_none_or(|l| l == Link::Down) {
+        if self.fenced_by().is_some() {
+            return Vec::new();
+        }
+        // Whatever else a late message is good for, a term that has begun has begun.
+        if let (Some(election), Some(term)) = (self.elected(), term_in(&message))
+            && term > election.term
+        {
+            self.phase = Phase::Fenced(term);
+            return Vec::new();
+        }
+        if self.members.link(from).is_none_or(|link| link == Link::Down) {
             return Vec::new();
         }
         match message {
-            AcceptorMessage::GreetingResponse(response) => self.on_greeting(from, &response),
+            AcceptorMessage::GreetingResponse(response) => self.on_greeting(from, response),
             AcceptorMessage::VoteResponse(response) => self.on_vote(from, response),
             AcceptorMessage::AppendResponse(response) => self.on_flush(from, &response),
+            AcceptorMessage::NewerConfiguration(newer) => self.on_configuration(newer),
             AcceptorMessage::Refusal(Refusal { reason, text }) => {
                 self.on_disconnected(from);
                 vec![Action::Disconnect { member: from, reason, text }]
@@ -248,7 +303,8 @@ impl Proposer {
         let available = self.window.end().bytes_since(lsn).unwrap_or(0) as usize;
         let bytes = bytes.slice(..bytes.len().min(APPEND_BYTES_MAX).min(available));
         self.members.note_sent(to_member, lsn + bytes.len() as u64);
-        let append = Append { term, lsn, commit_lsn: self.commit_lsn, bytes };
+        let generation = self.generation();
+        let append = Append { generation, term, lsn, commit_lsn: self.commit_lsn, bytes };
         let mut actions = vec![send(to_member, append)];
         actions.extend(self.pump(to_member));
         actions
@@ -267,8 +323,9 @@ impl Proposer {
         let mut actions = self.pump_all();
         for member in self.members.ids() {
             if let Some(Link::Streaming { next: lsn }) = self.members.link(member) {
-                let commit_lsn = self.commit_lsn;
-                actions.push(send(member, Append { term, lsn, commit_lsn, bytes: Bytes::new() }));
+                let (generation, commit_lsn) = (self.generation(), self.commit_lsn);
+                let bytes = Bytes::new();
+                actions.push(send(member, Append { generation, term, lsn, commit_lsn, bytes }));
             }
         }
         actions
@@ -279,31 +336,34 @@ impl Proposer {
         self.members.flush_lsns()
     }
 
-    fn on_greeting(&mut self, from: NodeId, response: &GreetingResponse) -> Vec<Action> {
-        if self.members.link(from) != Some(Link::Greeting) {
+    fn on_greeting(&mut self, from: NodeId, response: GreetingResponse) -> Vec<Action> {
+        if response.node != from {
+            // One member counted as two would make a minority look like a majority.
+            let text = format!("safekeeper {} answers where {from} was expected", response.node);
+            return self.break_off(from, text);
+        }
+        if response.configuration.generation() > self.generation() {
+            self.members.see_term(from, response.term);
+            return self.on_configuration(response.configuration);
+        }
+        let is_late = response.configuration.generation() < self.generation();
+        if is_late || self.members.link(from) != Some(Link::Greeting) {
             return Vec::new();
         }
         self.members.see_term(from, response.term);
         match &self.phase {
             Phase::Gathering => {
                 self.members.set_link(from, Link::Ready);
-                if self.members.connected() < self.members.quorum() {
-                    return Vec::new();
-                }
-                self.campaign()
+                if self.members.are_gathered() { self.campaign() } else { Vec::new() }
             }
             Phase::Candidate(term) if response.term > *term => {
                 self.members.set_link(from, Link::Ready);
                 self.campaign()
             }
             Phase::Candidate(term) => {
-                let request = VoteRequest { term: *term };
+                let request = VoteRequest { generation: self.generation(), term: *term };
                 self.members.set_link(from, Link::Ready);
                 vec![send(from, request)]
-            }
-            Phase::Elected(election) if response.term > election.term => {
-                self.phase = Phase::Fenced(response.term);
-                Vec::new()
             }
             Phase::Elected(_) => self.introduce(from),
             Phase::Fenced(_) => Vec::new(),
@@ -312,24 +372,36 @@ impl Proposer {
 
     /// Asks everyone who is there for a vote in a term above all that were seen.
     fn campaign(&mut self) -> Vec<Action> {
-        let term = Term(self.members.highest_term().0 + 1);
+        let highest = self.members.highest_term().max(self.last_campaign);
+        // No election ever gets there: whoever answered so is broken.
+        let Some(next) = highest.0.checked_add(1) else {
+            self.phase = Phase::Fenced(highest);
+            return Vec::new();
+        };
+        let (generation, term) = (self.generation(), Term(next));
         self.phase = Phase::Candidate(term);
+        self.last_campaign = term;
         self.members.forget_votes();
         let ready = self.members.with_link(Link::Ready);
-        ready.into_iter().map(|member| send(member, VoteRequest { term })).collect()
+        ready.into_iter().map(|member| send(member, VoteRequest { generation, term })).collect()
+    }
+
+    /// A member that is not what it should be: nothing of it counts.
+    fn break_off(&mut self, member: NodeId, text: String) -> Vec<Action> {
+        self.on_disconnected(member);
+        vec![Action::Disconnect { member, reason: RefusalReason::Conflict, text }]
     }
 
     fn on_vote(&mut self, from: NodeId, response: VoteResponse) -> Vec<Action> {
         let own = match &self.phase {
             Phase::Candidate(term) => *term,
-            Phase::Elected(election) => election.term,
-            Phase::Gathering | Phase::Fenced(_) => return Vec::new(),
+            Phase::Gathering | Phase::Elected(_) | Phase::Fenced(_) => return Vec::new(),
         };
         if response.term > own {
             self.phase = Phase::Fenced(response.term);
             return Vec::new();
         }
-        if response.term < own || !matches!(self.phase, Phase::Candidate(_)) {
+        if response.term < own {
             return Vec::new();
         }
         let vote = if response.granted {
@@ -343,9 +415,9 @@ impl Proposer {
             Vote::Refused
         };
         self.members.set_vote(from, vote);
-        if self.members.refusals() > self.members.len() - self.members.quorum() {
+        if self.members.is_election_lost() {
             self.phase = Phase::Fenced(own);
-        } else if self.members.grants().len() >= self.members.quorum() {
+        } else if self.members.is_election_won() {
             return self.take_office(own);
         }
         Vec::new()
@@ -363,6 +435,15 @@ impl Proposer {
             return Vec::new();
         };
         let known = grants.iter().map(|grant| grant.commit_lsn).max().unwrap_or_default();
+        if known > best.flush_lsn {
+            // Some member has lost what it promised to hold. Going on would lose it for good.
+            self.phase = Phase::Fenced(term);
+            let text = format!(
+                "the best log of a majority ends at {}, before committed {known}",
+                best.flush_lsn
+            );
+            return self.break_off(best.member, text);
+        }
         self.commit_lsn = self.commit_lsn.max(known);
         self.window = Window::at(best.flush_lsn, self.config.window_bytes_max);
         self.phase = Phase::Elected(Election {
@@ -378,7 +459,11 @@ impl Proposer {
 
     fn introduce(&mut self, member: NodeId) -> Vec<Action> {
         let Phase::Elected(election) = &self.phase else { return Vec::new() };
-        let message = Elected { term: election.term, history: election.term_history.clone() };
+        let message = Elected {
+            generation: self.generation(),
+            term: election.term,
+            history: election.term_history.clone(),
+        };
         self.members.set_link(member, Link::Joining);
         vec![send(member, message)]
     }
@@ -397,7 +482,8 @@ impl Proposer {
             self.members.link(from),
             Some(Link::Joining | Link::Streaming { .. } | Link::Reading { .. })
         );
-        if response.term < own || !follows || response.flush_lsn > self.window.end() {
+        let is_late = response.term < own || response.generation != self.generation();
+        if is_late || !follows || response.flush_lsn > self.window.end() {
             return Vec::new();
         }
         self.members.set_flush(from, response.flush_lsn);
@@ -405,7 +491,8 @@ impl Proposer {
         let mut actions = Vec::new();
         if self.members.link(from) == Some(Link::Joining) {
             self.members.set_link(from, Link::Streaming { next: response.flush_lsn });
-            actions.push(send(from, Commit { term: own, commit_lsn: self.commit_lsn }));
+            let (generation, commit_lsn) = (self.generation(), self.commit_lsn);
+            actions.push(send(from, Commit { generation, term: own, commit_lsn }));
         }
         let has_advanced = self.advance_commit();
         let appends = self.pump(from);
@@ -420,7 +507,11 @@ impl Proposer {
     fn advance_commit(&mut self) -> bool {
         let Phase::Elected(election) = &self.phase else { return false };
         let reached = self.members.quorum_flush_lsn().unwrap_or(Lsn::INVALID);
-        if reached < election.start_lsn || reached <= self.commit_lsn {
+        if reached < election.start_lsn {
+            return false;
+        }
+        self.is_term_committed = true;
+        if reached <= self.commit_lsn {
             return false;
         }
         self.commit_lsn = reached;
@@ -431,7 +522,8 @@ impl Proposer {
     /// To all that follow, but those to whom one of `appends` tells it.
     fn announce_commit(&self, appends: &[Action]) -> Vec<Action> {
         let Phase::Elected(election) = &self.phase else { return Vec::new() };
-        let news = Commit { term: election.term, commit_lsn: self.commit_lsn };
+        let (generation, commit_lsn) = (self.generation(), self.commit_lsn);
+        let news = Commit { generation, term: election.term, commit_lsn };
         let is_told = |member: &NodeId| {
             appends.iter().any(|action| matches!(action, Action::Send { to, .. } if to == member))
         };
@@ -461,8 +553,14 @@ impl Proposer {
             match self.window.piece(next, APPEND_BYTES_MAX) {
                 Some(bytes) => {
                     self.members.note_sent(member, next + bytes.len() as u64);
-                    let (term, commit_lsn) = (election.term, self.commit_lsn);
-                    actions.push(send(member, Append { term, lsn: next, commit_lsn, bytes }));
+                    let append = Append {
+                        generation: self.generation(),
+                        term: election.term,
+                        lsn: next,
+                        commit_lsn: self.commit_lsn,
+                        bytes,
+                    };
+                    actions.push(send(member, append));
                 }
                 None => {
                     self.members.set_link(member, Link::Reading { next });
@@ -475,12 +573,25 @@ impl Proposer {
 
     fn read_wal(&self, to_member: NodeId, from: Lsn, election: &Election) -> Action {
         let (limit, source) = if from < election.start_lsn {
-            (election.start_lsn, WalSource::Donor { node: election.donor, term: election.term })
+            let holder = self.members.holder_of(from, election.donor, to_member);
+            let (node, end) = holder.unwrap_or((election.donor, election.start_lsn));
+            let source = WalSource::Member { node, term: election.term };
+            (election.start_lsn.min(end), source)
         } else {
             (self.window.start(), WalSource::Compute)
         };
         let to = limit.min(from + APPEND_BYTES_MAX as u64);
         Action::ReadWal { to_member, from, to, source }
+    }
+}
+
+/// The term that the sender of `message` is in.
+fn term_in(message: &AcceptorMessage) -> Option<Term> {
+    match message {
+        AcceptorMessage::GreetingResponse(response) => Some(response.term),
+        AcceptorMessage::VoteResponse(response) => Some(response.term),
+        AcceptorMessage::AppendResponse(response) => Some(response.term),
+        AcceptorMessage::NewerConfiguration(_) | AcceptorMessage::Refusal(_) => None,
     }
 }
 

@@ -18,9 +18,13 @@
 
 use treering_types::Lsn;
 
+use crate::Generation;
+
 /// What a member says of its log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MemberEnd {
+    /// Of the configuration that the member follows.
+    pub generation: Generation,
     pub flush_lsn: Lsn,
     pub commit_lsn: Lsn,
 }
@@ -28,7 +32,9 @@ pub struct MemberEnd {
 /// The committed position that covers everything acknowledged before the members were asked, if the `answers` (at most one of each of the
 /// `members`, as they were given, not older) settle it. A member that has no log of the timeline answers with where the log begins.
 pub fn settled_end(answers: &[MemberEnd], members: usize) -> Option<Lsn> {
-    if answers.len() <= members / 2 {
+    // Where members have ever changed, an election finds out who decides.
+    let is_unchanged = answers.iter().all(|end| end.generation == Generation(0));
+    if answers.len() <= members / 2 || !is_unchanged {
         return None;
     }
     let flushed = answers.iter().map(|end| end.flush_lsn).max()?;
@@ -41,7 +47,11 @@ mod tests {
     use super::*;
 
     fn ends(pairs: &[(u64, u64)]) -> Vec<MemberEnd> {
-        let end = |&(flush, commit)| MemberEnd { flush_lsn: Lsn(flush), commit_lsn: Lsn(commit) };
+        let end = |&(flush, commit)| MemberEnd {
+            generation: Generation(0),
+            flush_lsn: Lsn(flush),
+            commit_lsn: Lsn(commit),
+        };
         pairs.iter().map(end).collect()
     }
 
@@ -49,6 +59,13 @@ mod tests {
     fn one_member_that_has_committed_all_it_holds() {
         assert_eq!(settled_end(&ends(&[(40, 40)]), 1), Some(Lsn(40)));
         assert_eq!(settled_end(&ends(&[(48, 40)]), 1), None);
+    }
+
+    #[test]
+    fn a_member_of_a_later_configuration_does_not_settle_it() {
+        let mut answers = ends(&[(40, 40), (40, 40)]);
+        answers[1].generation = Generation(2);
+        assert_eq!(settled_end(&answers, 3), None);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 use std::io;
 
 use treering_consensus::{
-    Append, AppendResponse, Commit, Elected, Greeting, TermHistory, TermStart, VoteRequest,
+    Append, AppendResponse, Commit, Configuration, Elected, Generation, Greeting, TermHistory,
+    TermStart, VoteRequest,
 };
 use treering_fs::{Call, CrashFs, FaultyFs};
 use treering_pgfmt::wal::encode::{Origin, lay_out, record};
@@ -82,11 +83,12 @@ fn history(entries: &[(u64, Lsn)]) -> TermHistory {
 
 fn elected(entries: &[(u64, Lsn)]) -> ProposerMessage {
     let history = history(entries);
-    Elected { term: history.last().unwrap().term, history }.into()
+    Elected { generation: Generation(0), term: history.last().unwrap().term, history }.into()
 }
 
 fn append(log: &Log, term: u64, from: Lsn, to: Lsn, commit_lsn: Lsn) -> ProposerMessage {
-    Append { term: Term(term), lsn: from, commit_lsn, bytes: log.range(from, to) }.into()
+    let (generation, term, bytes) = (Generation(0), Term(term), log.range(from, to));
+    Append { generation, term, lsn: from, commit_lsn, bytes }.into()
 }
 
 fn create(fs: &Arc<dyn FileSystem>) -> Member {
@@ -169,7 +171,7 @@ fn live(fs: &Arc<dyn FileSystem>, promised: &mut Promised) -> Result<(), StoreEr
         promised.take_note(&out);
         refusal_of(&out).is_none()
     };
-    let done = tell(&mut member, vec![(P1, VoteRequest { term: Term(1) }.into())])
+    let done = tell(&mut member, vec![(P1, VoteRequest { generation: Generation(0), term: Term(1) }.into())])
         && tell(&mut member, vec![(P1, elected(&[(1, START)]))])
         // Three appends of one batch, cut inside records; the last bytes are half a record.
         && tell(
@@ -179,11 +181,11 @@ fn live(fs: &Arc<dyn FileSystem>, promised: &mut Promised) -> Result<(), StoreEr
                 .to_vec(),
         )
         && member.persist_commit().is_ok()
-        && tell(&mut member, vec![(P2, VoteRequest { term: Term(2) }.into())])
+        && tell(&mut member, vec![(P2, VoteRequest { generation: Generation(0), term: Term(2) }.into())])
         && tell(&mut member, vec![(P2, elected(&[(1, START), (2, fork)]))])
         && tell(&mut member, vec![(P2, append(&new, 2, fork, new.ends[5], fork))])
         && tell(&mut member, vec![(P2, append(&new, 2, new.ends[5], new.end, new.ends[5]))])
-        && tell(&mut member, vec![(P2, Commit { term: Term(2), commit_lsn: new.end }.into())]);
+        && tell(&mut member, vec![(P2, Commit { generation: Generation(0), term: Term(2), commit_lsn: new.end }.into())]);
     if done && member.trim(new.end).is_ok() {
         promised.trimmed_to = new.end.segment_start();
     }
@@ -335,7 +337,13 @@ fn bytes_that_are_no_wal_are_refused_and_leave_nothing() {
     member.process(vec![(P1, append(&old, 1, START, old.ends[1], START))]);
     let mut bytes = old.range(old.ends[1], old.ends[2]).to_vec();
     bytes[1000] ^= 1;
-    let bad = Append { term: Term(1), lsn: old.ends[1], commit_lsn: START, bytes: bytes.into() };
+    let bad = Append {
+        generation: Generation(0),
+        term: Term(1),
+        lsn: old.ends[1],
+        commit_lsn: START,
+        bytes: bytes.into(),
+    };
     let out = member.process(vec![(P1, bad.into())]);
     assert_eq!(refusal_of(&out), Some(RefusalReason::Invalid));
     assert_eq!(member.status().flush_lsn, old.ends[1]);
@@ -356,7 +364,8 @@ fn a_full_disk_refuses_and_recovers_by_itself() {
     let out = member.process(vec![(P1, append(&old, 1, old.ends[1], old.end, START))]);
     assert_eq!(refusal_of(&out), Some(RefusalReason::DiskFull));
     assert_eq!(flush_of(&out), None, "nothing is acknowledged");
-    let out = member.process(vec![(P2, VoteRequest { term: Term(2) }.into())]);
+    let out =
+        member.process(vec![(P2, VoteRequest { generation: Generation(0), term: Term(2) }.into())]);
     assert_eq!(refusal_of(&out), Some(RefusalReason::DiskFull), "a vote needs the control file");
     assert_eq!(member.status().commit_lsn, old.ends[1], "what readers were told stays");
     faulty.clear();
@@ -394,10 +403,16 @@ fn trimming_keeps_the_segment_of_the_horizon_and_of_the_commit() {
     let commit = old.ends[2];
     assert_eq!(commit.segment_number(), START.segment_number());
     member.process(vec![(P1, append(&old, 1, START, old.end, commit))]);
-    member.process(vec![(P1, Commit { term: Term(1), commit_lsn: commit }.into())]);
+    member.process(vec![(
+        P1,
+        Commit { generation: Generation(0), term: Term(1), commit_lsn: commit }.into(),
+    )]);
     member.trim(Lsn::MAX).unwrap();
     assert_eq!(member.status().trim_lsn, START, "commit holds it");
-    member.process(vec![(P1, Commit { term: Term(1), commit_lsn: old.end }.into())]);
+    member.process(vec![(
+        P1,
+        Commit { generation: Generation(0), term: Term(1), commit_lsn: old.end }.into(),
+    )]);
     member.trim(START).unwrap();
     assert_eq!(member.status().trim_lsn, START, "the horizon holds it");
     member.trim(old.end).unwrap();
@@ -435,6 +450,7 @@ fn a_greeting_is_answered_with_the_watermarks() {
         pg_tli,
         start_lsn,
         pg_ancestors,
+        configuration: Configuration::none(),
     };
     let out = member.process(vec![(P1, greeting.into())]);
     let [Outgoing { to: P1, message: AcceptorMessage::GreetingResponse(response) }] = &out[..]
@@ -451,4 +467,23 @@ fn a_start_that_is_no_record_end_is_refused() {
         let made = Member::create(fs.clone(), &directory(), NODE, identity(), Lsn(start));
         assert!(matches!(made.err().unwrap(), StoreError::NotWal(_)));
     }
+}
+
+#[test]
+fn what_an_admin_was_told_survives_a_restart() {
+    let fs: Arc<dyn FileSystem> = Arc::new(CrashFs::new());
+    let mut member = create(&fs);
+    let joint = Configuration::new(Generation(2), vec![NODE], Some(vec![NodeId(2)])).unwrap();
+    assert!(member.administer(AdminRequest::Promise(Generation(2))).unwrap().granted);
+    let answer = member.administer(AdminRequest::Accept(joint.clone())).unwrap();
+    assert!(answer.granted && answer.configuration == joint);
+    let mut member = Member::open(fs, &directory(), NODE).unwrap();
+    assert_eq!(member.status().configuration, joint);
+    let answer = member.administer(AdminRequest::Promise(Generation(2))).unwrap();
+    assert!(!answer.granted && answer.promised == Generation(2));
+    let out = member.process(vec![(P1, elected(&[(1, START)]))]);
+    assert!(
+        matches!(&out[..], [Outgoing { message: AcceptorMessage::NewerConfiguration(newer), .. }]
+        if *newer == joint)
+    );
 }

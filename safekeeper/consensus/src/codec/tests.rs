@@ -10,6 +10,22 @@ fn terms() -> impl Strategy<Value = Term> {
     any::<u64>().prop_map(Term)
 }
 
+fn generations() -> impl Strategy<Value = Generation> {
+    any::<u64>().prop_map(Generation)
+}
+
+/// A configuration of either kind, some with no members at all.
+fn joint(seed: u64) -> Configuration {
+    let old = (0..seed % 5 + 1).map(|n| NodeId(seed / 8 + n)).collect();
+    let new = (0..seed % 3 + 1).map(|n| NodeId(seed / 7 + n)).collect();
+    match seed % 4 {
+        0 => Configuration::none(),
+        1 => Configuration::unnumbered(old).unwrap(),
+        2 => Configuration::new(Generation(seed | 1), old, None).unwrap(),
+        _ => Configuration::new(Generation((seed | 2) & !1), old, Some(new)).unwrap(),
+    }
+}
+
 fn histories() -> impl Strategy<Value = TermHistory> {
     proptest::collection::btree_map(any::<u64>(), any::<u64>(), 0..20).prop_map(|entries| {
         let mut lsns: Vec<u64> = entries.values().copied().collect();
@@ -31,6 +47,7 @@ fn greetings() -> impl Strategy<Value = Greeting> {
             pg_tli,
             start_lsn,
             pg_ancestors: vec![PgAncestor { pg_tli, switch_lsn: start_lsn }],
+            configuration: joint(system_id),
         })
 }
 
@@ -38,12 +55,21 @@ fn proposer_messages() -> impl Strategy<Value = ProposerMessage> {
     let bytes = proptest::collection::vec(any::<u8>(), 0..2000);
     prop_oneof![
         greetings().prop_map(Into::into),
-        terms().prop_map(|term| VoteRequest { term }.into()),
-        (terms(), histories()).prop_map(|(term, history)| Elected { term, history }.into()),
+        (generations(), terms())
+            .prop_map(|(generation, term)| VoteRequest { generation, term }.into()),
+        (generations(), terms(), histories()).prop_map(|(generation, term, history)| Elected {
+            generation,
+            term,
+            history
+        }
+        .into()),
         (terms(), 0..u64::MAX / 2, lsns(), bytes).prop_map(|(term, lsn, commit_lsn, bytes)| {
-            Append { term, lsn: Lsn(lsn), commit_lsn, bytes: bytes.into() }.into()
+            let (generation, lsn) = (Generation(lsn ^ 5), Lsn(lsn));
+            Append { generation, term, lsn, commit_lsn, bytes: bytes.into() }.into()
         }),
-        (terms(), lsns()).prop_map(|(term, commit_lsn)| Commit { term, commit_lsn }.into()),
+        (generations(), terms(), lsns()).prop_map(|(generation, term, commit_lsn)| {
+            Commit { generation, term, commit_lsn }.into()
+        }),
     ]
 }
 
@@ -57,8 +83,10 @@ fn acceptor_messages() -> impl Strategy<Value = AcceptorMessage> {
                 term,
                 flush_lsn,
                 commit_lsn,
+                configuration: joint(term.0),
             })
         }),
+        any::<u64>().prop_map(|seed| AcceptorMessage::NewerConfiguration(joint(seed))),
         (any::<bool>(), marks(), histories()).prop_map(
             |(granted, (term, flush_lsn, commit_lsn), history)| {
                 AcceptorMessage::VoteResponse(VoteResponse {
@@ -70,8 +98,9 @@ fn acceptor_messages() -> impl Strategy<Value = AcceptorMessage> {
                 })
             }
         ),
-        marks().prop_map(|(term, flush_lsn, commit_lsn)| {
-            AcceptorMessage::AppendResponse(AppendResponse { term, flush_lsn, commit_lsn })
+        (generations(), marks()).prop_map(|(generation, (term, flush_lsn, commit_lsn))| {
+            let response = AppendResponse { generation, term, flush_lsn, commit_lsn };
+            AcceptorMessage::AppendResponse(response)
         }),
         ".*".prop_map(|text| {
             AcceptorMessage::Refusal(Refusal { reason: RefusalReason::DiskFull, text })
@@ -118,7 +147,7 @@ proptest! {
     /// Any bytes behind a valid head give a message or an error, never a panic.
     #[test]
     fn hostile_bodies_do_not_panic(
-        tag in prop::sample::select(&b"GVEACgvarx"[..]),
+        tag in prop::sample::select(&b"GVEACgvanrx"[..]),
         fields in proptest::collection::vec(any::<u8>(), 0..200),
     ) {
         let mut wire = BytesMut::new();
@@ -154,22 +183,44 @@ fn lengths_are_limited() {
 fn golden_frames() {
     let mut wire = BytesMut::new();
     ProposerMessage::from(Append {
+        generation: Generation(2),
         term: Term(3),
         lsn: Lsn(0x0100_0028),
         commit_lsn: Lsn(0x0100_0020),
         bytes: Bytes::from_static(b"WAL"),
     })
     .encode(&mut wire);
-    assert_eq!(hex(&wire[..4]), "1c000000");
-    assert_eq!(hex(&wire[8..]), "4103000000000000002800000100000000200000010000000057414c");
+    assert_eq!(hex(&wire[..4]), "24000000");
+    assert_eq!(
+        hex(&wire[8..]),
+        "41020000000000000003000000000000002800000100000000200000010000000057414c"
+    );
     wire.clear();
     AcceptorMessage::AppendResponse(AppendResponse {
+        generation: Generation(2),
         term: Term(3),
         flush_lsn: Lsn(8),
         commit_lsn: Lsn(0),
     })
     .encode(&mut wire);
-    assert_eq!(hex(&wire[8..]), "61030000000000000008000000000000000000000000000000");
+    assert_eq!(
+        hex(&wire[8..]),
+        "610200000000000000030000000000000008000000000000000000000000000000"
+    );
+    wire.clear();
+    let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect();
+    let joint = Configuration::new(Generation(2), nodes(&[1]), Some(nodes(&[1, 3]))).unwrap();
+    AcceptorMessage::NewerConfiguration(joint).encode(&mut wire);
+    let expected = concat!(
+        "6e",
+        "0200000000000000",
+        "01000000",
+        "02000000",
+        "0100000000000000",
+        "0100000000000000",
+        "0300000000000000",
+    );
+    assert_eq!(hex(&wire[8..]), expected);
 }
 
 fn hex(bytes: &[u8]) -> String {

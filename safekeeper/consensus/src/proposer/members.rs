@@ -2,7 +2,7 @@
 
 use treering_types::{Lsn, NodeId, Term};
 
-use crate::TermHistory;
+use crate::{Configuration, TermHistory};
 
 /// Where the conversation with a member stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,45 +52,52 @@ struct Member {
     owes_answer: bool,
 }
 
+/// The members of the configuration that is followed, each with what is known of it.
 #[derive(Clone, Debug)]
-pub(super) struct Members(Vec<Member>);
+pub(super) struct Members {
+    configuration: Configuration,
+    /// One for each of the configuration's members.
+    states: Vec<Member>,
+}
 
 impl Members {
-    pub(super) fn new(ids: &[NodeId]) -> Members {
-        let mut unique = ids.to_vec();
-        unique.sort();
-        unique.dedup();
-        assert!(!ids.is_empty() && unique.len() == ids.len(), "a quorum of distinct members");
-        let member = |id: &NodeId| Member {
-            id: *id,
-            link: Link::Down,
-            term_seen: Term(0),
+    pub(super) fn new(configuration: Configuration) -> Members {
+        let mut members = Members { configuration: Configuration::none(), states: Vec::new() };
+        members.follow(configuration);
+        members
+    }
+
+    pub(super) fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+
+    /// Keeps the links of those who stay, and forgets what they voted and acknowledged: both count only under the
+    /// configuration that they were given under.
+    pub(super) fn follow(&mut self, configuration: Configuration) {
+        let link = |id| self.link(id).unwrap_or(Link::Down);
+        let term_seen = |id| self.get(id).map_or(Term(0), |member| member.term_seen);
+        let member = |id| Member {
+            id,
+            link: link(id),
+            term_seen: term_seen(id),
             vote: None,
             flush_lsn: None,
             owes_answer: false,
         };
-        Members(ids.iter().map(member).collect())
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Members that make a majority.
-    pub(super) fn quorum(&self) -> usize {
-        self.0.len() / 2 + 1
+        self.states = configuration.all_members().into_iter().map(member).collect();
+        self.configuration = configuration;
     }
 
     pub(super) fn ids(&self) -> Vec<NodeId> {
-        self.0.iter().map(|member| member.id).collect()
+        self.states.iter().map(|member| member.id).collect()
     }
 
     fn get(&self, id: NodeId) -> Option<&Member> {
-        self.0.iter().find(|member| member.id == id)
+        self.states.iter().find(|member| member.id == id)
     }
 
     fn get_mut(&mut self, id: NodeId) -> Option<&mut Member> {
-        self.0.iter_mut().find(|member| member.id == id)
+        self.states.iter_mut().find(|member| member.id == id)
     }
 
     pub(super) fn link(&self, id: NodeId) -> Option<Link> {
@@ -136,19 +143,19 @@ impl Members {
     }
 
     pub(super) fn with_link(&self, link: Link) -> Vec<NodeId> {
-        self.0.iter().filter(|member| member.link == link).map(|member| member.id).collect()
+        self.states.iter().filter(|member| member.link == link).map(|member| member.id).collect()
     }
 
     pub(super) fn streaming(&self) -> Vec<NodeId> {
         let is_streaming =
             |member: &&Member| matches!(member.link, Link::Streaming { .. } | Link::Reading { .. });
-        self.0.iter().filter(is_streaming).map(|member| member.id).collect()
+        self.states.iter().filter(is_streaming).map(|member| member.id).collect()
     }
 
-    /// Members whose greeting was answered.
-    pub(super) fn connected(&self) -> usize {
-        let is_down = |member: &&Member| matches!(member.link, Link::Down | Link::Greeting);
-        self.0.len() - self.0.iter().filter(is_down).count()
+    /// True when enough members have answered the greeting to be elected by.
+    pub(super) fn are_gathered(&self) -> bool {
+        let is_there = |link| !matches!(link, Link::Down | Link::Greeting);
+        self.configuration.is_quorum(|id| self.link(id).is_some_and(is_there))
     }
 
     pub(super) fn see_term(&mut self, id: NodeId, term: Term) {
@@ -158,7 +165,7 @@ impl Members {
     }
 
     pub(super) fn highest_term(&self) -> Term {
-        self.0.iter().map(|member| member.term_seen).max().unwrap_or_default()
+        self.states.iter().map(|member| member.term_seen).max().unwrap_or_default()
     }
 
     pub(super) fn set_vote(&mut self, id: NodeId, vote: Vote) {
@@ -168,11 +175,18 @@ impl Members {
     }
 
     pub(super) fn forget_votes(&mut self) {
-        self.0.iter_mut().for_each(|member| member.vote = None);
+        self.states.iter_mut().for_each(|member| member.vote = None);
     }
 
-    pub(super) fn refusals(&self) -> usize {
-        self.0.iter().filter(|member| matches!(member.vote, Some(Vote::Refused))).count()
+    /// True when those who refused leave no quorum to be elected by.
+    pub(super) fn is_election_lost(&self) -> bool {
+        let may_grant = |member: &Member| !matches!(member.vote, Some(Vote::Refused));
+        !self.configuration.is_quorum(|id| self.get(id).is_some_and(may_grant))
+    }
+
+    pub(super) fn is_election_won(&self) -> bool {
+        let granted = |member: &Member| matches!(member.vote, Some(Vote::Granted { .. }));
+        self.configuration.is_quorum(|id| self.get(id).is_some_and(granted))
     }
 
     pub(super) fn grants(&self) -> Vec<Grant> {
@@ -182,7 +196,7 @@ impl Members {
             }
             Vote::Refused => None,
         };
-        self.0.iter().filter_map(grant).collect()
+        self.states.iter().filter_map(grant).collect()
     }
 
     /// A late report of an earlier connection cannot lower what the member holds for good.
@@ -193,19 +207,35 @@ impl Members {
     }
 
     pub(super) fn flush_lsns(&self) -> Vec<(NodeId, Option<Lsn>)> {
-        self.0.iter().map(|member| (member.id, member.flush_lsn)).collect()
+        self.states.iter().map(|member| (member.id, member.flush_lsn)).collect()
     }
 
-    /// The highest position that a majority has reached in our term.
+    /// The highest position that a majority (of both sets, if there are two) has reached in our term.
     pub(super) fn quorum_flush_lsn(&self) -> Option<Lsn> {
-        let mut reached: Vec<Lsn> = self.0.iter().filter_map(|member| member.flush_lsn).collect();
-        reached.sort_by(|a, b| b.cmp(a));
-        reached.get(self.quorum() - 1).copied()
+        self.configuration.quorum_value(|id| self.get(id)?.flush_lsn)
+    }
+
+    /// Who can be read from at `lsn`: a connected member, other than `but`, whose log is our term's to beyond it. `preferred`
+    /// if it can, else the one that has most.
+    pub(super) fn holder_of(
+        &self,
+        lsn: Lsn,
+        preferred: NodeId,
+        but: NodeId,
+    ) -> Option<(NodeId, Lsn)> {
+        let can_serve = |member: &&Member| {
+            member.id != but && matches!(member.link, Link::Streaming { .. } | Link::Reading { .. })
+        };
+        let holders = self.states.iter().filter(can_serve);
+        let holders = holders.filter_map(|member| Some((member.id, member.flush_lsn?)));
+        holders
+            .filter(|(_, flush_lsn)| *flush_lsn > lsn)
+            .max_by_key(|(id, flush_lsn)| (*id == preferred, *flush_lsn))
     }
 
     /// The lowest position from which a connected member may need bytes again.
     pub(super) fn lowest_need(&self) -> Option<Lsn> {
-        let connected = self.0.iter().filter(|member| member.link != Link::Down);
+        let connected = self.states.iter().filter(|member| member.link != Link::Down);
         connected.filter_map(|member| member.flush_lsn).min()
     }
 }

@@ -7,7 +7,7 @@ const C: NodeId = NodeId(3);
 fn proposer(members: &[NodeId]) -> Proposer {
     Proposer::new(ProposerConfig {
         proposer: ProposerId([7; 16]),
-        members: members.to_vec(),
+        configuration: Configuration::unnumbered(members.to_vec()).unwrap(),
         timeline: TimelineIdentity {
             tenant: TenantId([1; 16]),
             timeline: TimelineId([2; 16]),
@@ -22,8 +22,13 @@ fn proposer(members: &[NodeId]) -> Proposer {
 
 fn greet(p: &mut Proposer, node: NodeId, term: u64) -> Vec<Action> {
     p.on_connected(node);
-    let response =
-        GreetingResponse { node, term: Term(term), flush_lsn: Lsn(100), commit_lsn: Lsn(100) };
+    let response = GreetingResponse {
+        node,
+        term: Term(term),
+        flush_lsn: Lsn(100),
+        commit_lsn: Lsn(100),
+        configuration: p.configuration().clone(),
+    };
     p.on_message(node, AcceptorMessage::GreetingResponse(response))
 }
 
@@ -44,7 +49,12 @@ fn vote(p: &mut Proposer, node: NodeId, term: u64, flush: u64, log: &[(u64, u64)
 }
 
 fn flush(p: &mut Proposer, node: NodeId, term: u64, flush: u64) -> Vec<Action> {
-    let response = AppendResponse { term: Term(term), flush_lsn: Lsn(flush), commit_lsn: Lsn(100) };
+    let response = AppendResponse {
+        generation: p.configuration().generation(),
+        term: Term(term),
+        flush_lsn: Lsn(flush),
+        commit_lsn: Lsn(100),
+    };
     p.on_message(node, AcceptorMessage::AppendResponse(response))
 }
 
@@ -62,10 +72,13 @@ fn appends(actions: &[Action]) -> Vec<(NodeId, u64, usize)> {
 fn a_quorum_of_one_takes_the_same_path() {
     let mut p = proposer(&[A]);
     let actions = greet(&mut p, A, 4);
-    assert_eq!(actions, [send(A, VoteRequest { term: Term(5) })]);
+    assert_eq!(actions, [send(A, VoteRequest { generation: Generation(0), term: Term(5) })]);
     let actions = vote(&mut p, A, 5, 148, &[(1, 100), (4, 120)]);
     let log = history(&[(1, 100), (4, 120), (5, 148)]);
-    assert_eq!(actions, [send(A, Elected { term: Term(5), history: log.clone() })]);
+    assert_eq!(
+        actions,
+        [send(A, Elected { generation: Generation(0), term: Term(5), history: log.clone() })]
+    );
     let election = p.elected().unwrap().clone();
     assert_eq!((election.start_lsn, election.donor_last_log_term), (Lsn(148), Term(4)));
     assert_eq!(p.append(Lsn(148), Bytes::from_static(b"x")), Err(ProposerError::NotCommitted));
@@ -75,7 +88,10 @@ fn a_quorum_of_one_takes_the_same_path() {
     let actions = p.append(Lsn(148), Bytes::from_static(b"12345678")).unwrap();
     assert_eq!(appends(&actions), [(A, 148, 8)]);
     let actions = flush(&mut p, A, 5, 156);
-    assert_eq!(actions, [send(A, Commit { term: Term(5), commit_lsn: Lsn(156) })]);
+    assert_eq!(
+        actions,
+        [send(A, Commit { generation: Generation(0), term: Term(5), commit_lsn: Lsn(156) })]
+    );
     assert_eq!(p.commit_lsn(), Lsn(156));
 }
 
@@ -102,7 +118,7 @@ fn commit_is_the_quorum_th_highest_flush_from_f_on() {
     let actions = flush(&mut p, B, 1, 100);
     assert!(!p.term_is_committed());
     assert_eq!(p.commit_lsn(), Lsn(100));
-    let source = WalSource::Donor { node: A, term: Term(1) };
+    let source = WalSource::Member { node: A, term: Term(1) };
     let read = Action::ReadWal { to_member: B, from: Lsn(100), to: Lsn(148), source };
     assert!(actions.contains(&read));
     assert_eq!(appends(&p.on_wal(B, Lsn(100), vec![0; 48].into())), [(B, 100, 48)]);
@@ -149,7 +165,8 @@ fn what_comes_while_a_member_syncs_is_one_message_with_the_commit() {
     assert_eq!(p.append(Lsn(116), vec![2; 8].into()).unwrap(), []);
     assert_eq!(p.append(Lsn(124), vec![3; 8].into()).unwrap(), []);
     let bytes = [[2; 8], [3; 8]].concat().into();
-    let append = Append { term: Term(1), lsn: Lsn(116), commit_lsn: Lsn(116), bytes };
+    let generation = p.configuration().generation();
+    let append = Append { generation, term: Term(1), lsn: Lsn(116), commit_lsn: Lsn(116), bytes };
     assert_eq!(flush(&mut p, A, 1, 116), [send(A, append)]);
     let much = GATHERED_BYTES_MAX as usize;
     assert_eq!(
@@ -219,7 +236,7 @@ fn a_candidate_that_meets_a_higher_term_asks_again() {
     greet(&mut p, A, 0);
     greet(&mut p, B, 0);
     let actions = greet(&mut p, C, 8);
-    let request = |node| send(node, VoteRequest { term: Term(9) });
+    let request = |node| send(node, VoteRequest { generation: Generation(0), term: Term(9) });
     assert_eq!(actions, [request(A), request(B), request(C)]);
 }
 
@@ -233,4 +250,104 @@ fn a_refusal_disconnects() {
         Action::Disconnect { member: A, reason: RefusalReason::DiskFull, text: "full".into() };
     assert_eq!(actions, [expected]);
     assert!(vote(&mut p, A, 1, 100, &[]).is_empty(), "nothing is heard from a closed connection");
+}
+
+const D: NodeId = NodeId(4);
+
+fn joint() -> Configuration {
+    Configuration::new(Generation(2), vec![A], Some(vec![B, C, D])).unwrap()
+}
+
+#[test]
+fn an_elected_proposer_follows_a_newer_configuration_and_needs_its_quorum() {
+    let mut p = proposer(&[A]);
+    greet(&mut p, A, 0);
+    vote(&mut p, A, 1, 100, &[]);
+    flush(&mut p, A, 1, 100);
+    p.append(Lsn(100), vec![0; 32].into()).unwrap();
+    let actions = p.on_message(A, AcceptorMessage::NewerConfiguration(joint()));
+    assert!(matches!(&actions[..], [
+        Action::Reconfigured(newer),
+        Action::Send { to: A, message: ProposerMessage::Greeting(greeting) },
+    ] if *newer == joint() && greeting.configuration == joint()));
+    assert!(p.elected().is_some() && p.term_is_committed());
+    // A's acknowledgement no longer does.
+    let actions = greet(&mut p, A, 1);
+    assert!(
+        matches!(&actions[..], [Action::Send { to: A, message: ProposerMessage::Elected(elected) }]
+        if elected.generation == Generation(2))
+    );
+    flush(&mut p, A, 1, 132);
+    assert_eq!(p.commit_lsn(), Lsn(100));
+    for node in [B, C] {
+        greet(&mut p, node, 0);
+        flush(&mut p, node, 1, 132);
+    }
+    assert_eq!(p.commit_lsn(), Lsn(132));
+    let last = Configuration::new(Generation(3), vec![B, C, D], None).unwrap();
+    p.on_configuration(last);
+    assert_eq!(p.member_flush_lsns().len(), 3, "A is forgotten");
+}
+
+#[test]
+fn votes_count_only_under_their_configuration() {
+    let mut p = proposer(&[A, B, C]);
+    greet(&mut p, A, 0);
+    greet(&mut p, B, 0);
+    vote(&mut p, A, 1, 100, &[]);
+    p.on_message(B, AcceptorMessage::NewerConfiguration(joint()));
+    vote(&mut p, B, 1, 100, &[]);
+    assert!(p.elected().is_none());
+    greet(&mut p, A, 1);
+    greet(&mut p, B, 1);
+    let actions = greet(&mut p, C, 0);
+    let request = |node| send(node, VoteRequest { generation: Generation(2), term: Term(2) });
+    assert_eq!(actions, [request(A), request(B), request(C)]);
+}
+
+#[test]
+fn one_node_is_not_two_members() {
+    let mut p = proposer(&[A, B]);
+    p.on_connected(B);
+    let response = GreetingResponse {
+        node: A,
+        term: Term(0),
+        flush_lsn: Lsn(100),
+        commit_lsn: Lsn(100),
+        configuration: p.configuration().clone(),
+    };
+    let actions = p.on_message(B, AcceptorMessage::GreetingResponse(response));
+    assert!(matches!(
+        &actions[..],
+        [Action::Disconnect { member: B, reason: RefusalReason::Conflict, .. }]
+    ));
+}
+
+#[test]
+fn a_late_message_of_a_closed_connection_still_fences() {
+    let mut p = proposer(&[A]);
+    greet(&mut p, A, 0);
+    vote(&mut p, A, 1, 100, &[]);
+    flush(&mut p, A, 1, 100);
+    p.on_disconnected(A);
+    flush(&mut p, A, 7, 100);
+    assert_eq!(p.fenced_by(), Some(Term(7)));
+}
+
+#[test]
+fn an_election_that_would_lose_commits_is_refused() {
+    let mut p = proposer(&[A, B, C]);
+    greet(&mut p, A, 5);
+    greet(&mut p, B, 5);
+    let response = VoteResponse {
+        term: Term(6),
+        granted: true,
+        flush_lsn: Lsn(148),
+        commit_lsn: Lsn(148),
+        history: history(&[(1, 100)]),
+    };
+    p.on_message(A, AcceptorMessage::VoteResponse(response));
+    let actions = vote(&mut p, B, 6, 120, &[(1, 100), (3, 110)]);
+    assert!(matches!(&actions[..], [Action::Disconnect { reason: RefusalReason::Conflict, .. }]));
+    assert!(p.elected().is_none() && p.fenced_by().is_some());
 }
