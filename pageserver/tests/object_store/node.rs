@@ -74,7 +74,12 @@ impl Node {
     /// A first start.
     pub fn begin(fs: &CrashFs, store: Arc<dyn Store>) -> Outcome<Node> {
         let (engine, remote) = open(fs, store)?;
-        let world = World { fs: fs.clone(), engine: Some(engine), timelines: Vec::new() };
+        let world = World {
+            fs: fs.clone(),
+            options: tiny_options(),
+            engine: Some(engine),
+            timelines: Vec::new(),
+        };
         Ok(Node { world, remote, told: Told::default() })
     }
 
@@ -86,7 +91,8 @@ impl Node {
         told: Told,
     ) -> Outcome<Node> {
         let (engine, remote) = open(fs, store)?;
-        let mut world = World { fs: fs.clone(), engine: Some(engine), timelines };
+        let mut world =
+            World { fs: fs.clone(), options: tiny_options(), engine: Some(engine), timelines };
         world.timelines.iter_mut().for_each(|timeline| timeline.leases.clear());
         Ok(Node { world, remote, told })
     }
