@@ -167,7 +167,8 @@ impl Agent {
         let facts = self.peers.timeline(tenant, timeline).await?;
         let session = Session::elect(self.log_of(&endpoint, &facts), &self.safekeepers()).await?;
         let sealed = session.start_lsn;
-        session.close();
+        // Whoever asks next is to find it settled.
+        session.end().await;
         Ok(sealed)
     }
 

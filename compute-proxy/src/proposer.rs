@@ -57,6 +57,8 @@ pub struct Session {
     failure: watch::Receiver<Option<AgentError>>,
     close: CancellationToken,
     thread: Handle,
+    /// The tasks of the members' connections.
+    links: TaskTracker,
     /// Where the compute keeps its WAL, once there is one.
     wal_dir: Arc<Mutex<Option<PathBuf>>>,
 }
@@ -131,6 +133,7 @@ impl Session {
             failure,
             close,
             thread,
+            links: tracker,
             wal_dir,
         })
     }
@@ -185,6 +188,13 @@ impl Session {
     /// Lets go of the term. What the members were already to be told, the last commit above all, still reaches them.
     pub fn close(&self) {
         self.close.cancel();
+    }
+
+    /// As [`Session::close`], and waits until the members that are there have heard the last words: a second at most.
+    pub async fn end(&self) {
+        self.close();
+        self.links.close();
+        self.links.wait().await;
     }
 }
 
@@ -419,7 +429,7 @@ impl Link {
         let task = async move {
             let last_words = link_closed(&close, outgoing.clone());
             let again = async {
-                while !close.is_cancelled() {
+                loop {
                     if let Ok(stream) = TcpStream::connect(&address).await {
                         let (sender, receiver) = mpsc::unbounded_channel();
                         {
@@ -435,6 +445,9 @@ impl Link {
                         }
                         *outgoing.lock() = None;
                         let _ = events.send(Event::Disconnected(node)).await;
+                    }
+                    if close.is_cancelled() {
+                        break;
                     }
                     tokio::time::sleep(RECONNECT_PAUSE).await;
                 }
@@ -474,8 +487,11 @@ async fn link_closed(
     outgoing: Arc<Mutex<Option<mpsc::UnboundedSender<Bytes>>>>,
 ) {
     close.cancelled().await;
-    *outgoing.lock() = None;
-    tokio::time::sleep(FAREWELL_LIMIT).await;
+    let connection = outgoing.lock().take();
+    if connection.is_some() {
+        drop(connection);
+        tokio::time::sleep(FAREWELL_LIMIT).await;
+    }
 }
 
 /// One connection until either side ends it.

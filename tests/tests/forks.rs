@@ -197,6 +197,7 @@ async fn branches_of_a_stopped_branch_take_no_terms() {
     assert_eq!(term(&treering, &parent).await, before);
     assert_eq!(treering.sql("stopped7", "SELECT count(*) FROM t"), "1");
 
+    treering.ok(&["start", "parent"]);
     treering.sql("parent", "INSERT INTO t VALUES (2)");
     let before = term(&treering, &parent).await;
     treering.kill_everything();
