@@ -362,7 +362,7 @@ impl Agent {
             (Ok(library), Some(files)) => {
                 let pages =
                     self.lay_out(endpoint, &session, &facts, files, data_dir, owner).await?;
-                Some(Lazy { pages: pages.0, shared_file: pages.1, library: library.as_path() })
+                Some(Lazy { pages: pages.0, shared_file: pages.1, page_library: library.as_path() })
             }
             _ => None,
         };
@@ -542,7 +542,7 @@ impl Agent {
             settings: &settings,
             log: writer,
             preload: lazy
-                .map(|lazy| Preload { library: lazy.library, shared_file: &lazy.shared_file }),
+                .map(|lazy| Preload { path: lazy.page_library, shared_file: &lazy.shared_file }),
         };
         let postmaster = Postmaster::start(launch).context("start postgres")?;
         Ok((postmaster, log))
@@ -653,7 +653,7 @@ struct Dirs<'a> {
 struct Lazy<'a> {
     pages: Arc<Pages>,
     shared_file: fs::File,
-    library: &'a Path,
+    page_library: &'a Path,
 }
 
 async fn is_synchronous(client: &tokio_postgres::Client) -> Result<bool, AgentError> {

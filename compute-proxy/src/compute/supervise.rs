@@ -36,7 +36,7 @@ pub struct Launch<'a> {
 
 /// The page library and the shared file that it is to map.
 pub struct Preload<'a> {
-    pub library: &'a Path,
+    pub path: &'a Path,
     pub shared_file: &'a File,
 }
 
@@ -85,7 +85,7 @@ impl Postmaster {
         let shared_file = match &launch.preload {
             Some(preload) => {
                 let fd = rustix::io::dup(preload.shared_file)?;
-                command.env("LD_PRELOAD", preload.library);
+                command.env("LD_PRELOAD", preload.path);
                 command.env("TREERING_PAGES", fd.as_raw_fd().to_string());
                 Some(fd)
             }
