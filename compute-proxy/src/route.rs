@@ -42,8 +42,9 @@ const STARTUP_LIMIT: Duration = Duration::from_secs(60);
 const CONNECTIONS_MAX: usize = 4096;
 /// SSLRequest and GSSENCRequest, each once.
 const NEGOTIATIONS_MAX: usize = 2;
-/// A compute may end between its start and our connect: once more, then give up.
-const CONNECT_ATTEMPTS_MAX: usize = 2;
+/// A compute that died is noticed a moment later; until then its socket refuses. Two seconds are many times that moment.
+const CONNECT_ATTEMPTS_MAX: usize = 80;
+const CONNECT_PAUSE: Duration = Duration::from_millis(25);
 /// Pause after a failed accept (out of file descriptors), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The names of the start-up option.
@@ -191,7 +192,10 @@ async fn reach(wake: Arc<dyn Wake>, branch: BranchName) -> Result<(Target, UnixS
         match UnixStream::connect(&target.socket).await {
             Ok(compute) => return Ok((target, compute)),
             Err(error) if attempt == CONNECT_ATTEMPTS_MAX => return Err(lost(error.to_string())),
-            Err(_) => attempt += 1,
+            Err(_) => {
+                attempt += 1;
+                tokio::time::sleep(CONNECT_PAUSE).await;
+            }
         }
     }
 }
