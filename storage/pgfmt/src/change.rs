@@ -27,9 +27,9 @@ pub enum PageChange<'a> {
     /// Visibility-map bits at and after `heap_blocks` zeroed by a truncation (`visibilitymap_prepare_truncate`).
     VisibilityTruncate { heap_blocks: u32 },
     /// `pg_xact`: the two status bits of each listed xid of this page (1 committed, 2 aborted).
-    XactStatus { status: u8, xids: Vec<u32> },
+    XactStatus { status: u8, xids: Xids },
     /// `pg_commit_ts`: time and origin for each listed xid of this page.
-    CommitTime { time: i64, origin: u16, xids: Vec<u32> },
+    CommitTime { time: i64, origin: u16, xids: Xids },
     /// `pg_multixact/offsets`: multi -> first member, for entries of this page.
     MultiOffsets(Vec<(u32, u32)>),
     /// `pg_multixact/members`: (member offset, xid, status) for entries of this page.
@@ -45,6 +45,9 @@ pub enum PageChange<'a> {
     /// image, or until a version that has redo for the resource manager reads it.
     Unhandled { rmid: u8, info: u8, record: Cow<'a, [u8]> },
 }
+
+/// Few transactions have subtransactions.
+pub type Xids = SmallVec<[u32; 4]>;
 
 /// What redo of one page needs of a WAL record: not the data of the other blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -302,8 +305,8 @@ fn page_image<'a>(fields: &mut Cursor<'a>) -> Option<Image<'a>> {
     fields.slice(PAGE_SIZE)?.first_chunk().map(Image::whole)
 }
 
-fn remaining_words(fields: &mut Cursor<'_>) -> Option<Vec<u32>> {
-    let mut words = Vec::new();
+fn remaining_words(fields: &mut Cursor<'_>) -> Option<Xids> {
+    let mut words = Xids::new();
     while !fields.is_at_end() {
         words.push(fields.u32()?);
     }

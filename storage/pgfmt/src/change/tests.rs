@@ -27,9 +27,11 @@ fn change() -> impl Strategy<Value = PageChange<'static>> {
         (any::<u32>(), 1u8..4)
             .prop_map(|(heap_block, bits)| PageChange::VisibilityClear { heap_block, bits }),
         any::<u32>().prop_map(|heap_blocks| PageChange::VisibilityTruncate { heap_blocks }),
-        (0u8..4, words()).prop_map(|(status, xids)| PageChange::XactStatus { status, xids }),
-        (any::<i64>(), any::<u16>(), words())
-            .prop_map(|(time, origin, xids)| PageChange::CommitTime { time, origin, xids }),
+        (0u8..4, words())
+            .prop_map(|(status, xids)| PageChange::XactStatus { status, xids: xids.into() }),
+        (any::<i64>(), any::<u16>(), words()).prop_map(|(time, origin, xids)| {
+            PageChange::CommitTime { time, origin, xids: xids.into() }
+        }),
         vec(any::<(u32, u32)>(), 0..50).prop_map(PageChange::MultiOffsets),
         vec(any::<(u32, u32, u8)>(), 0..50).prop_map(PageChange::MultiMembers),
         Just(PageChange::ZeroMultiOffsets),

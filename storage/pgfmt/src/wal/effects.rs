@@ -231,52 +231,44 @@ pub fn effects<'a>(
 /// Most records name a transaction and say nothing else about the cluster: a copy of the whole state for each of them
 /// would be a good part of taking them apart.
 enum Before {
-    NextXid(u64),
+    Xids { next: u64, newest_commit_ts: u32 },
     All(Box<ClusterState>),
 }
 
 impl Before {
     fn of(state: &ClusterState, rmid: u8) -> Before {
         match rmid {
-            rmgr::XLOG
-            | rmgr::XACT
-            | rmgr::CLOG
-            | rmgr::MULTIXACT
-            | rmgr::STANDBY
-            | rmgr::COMMIT_TS => Before::All(Box::new(state.clone())),
-            _ => Before::NextXid(state.next_xid),
+            rmgr::XLOG | rmgr::CLOG | rmgr::MULTIXACT | rmgr::STANDBY | rmgr::COMMIT_TS => {
+                Before::All(Box::new(state.clone()))
+            }
+            _ => {
+                Before::Xids { next: state.next_xid, newest_commit_ts: state.newest_commit_ts_xid }
+            }
         }
     }
 
     fn restore(self, state: &mut ClusterState) {
         match self {
-            Before::NextXid(next_xid) => state.next_xid = next_xid,
+            Before::Xids { next, newest_commit_ts } => {
+                (state.next_xid, state.newest_commit_ts_xid) = (next, newest_commit_ts);
+            }
             Before::All(before) => *state = *before,
         }
     }
 
+    /// One effect for each field of the control state that differs, in the order of [`STATE_FIELDS`].
     fn control_effects(&self, after: &ClusterState, out: &mut Effects<'_>) {
-        match self {
-            Before::NextXid(next_xid) if *next_xid != after.next_xid => {
-                let value = after.encode(ControlField::NextXid);
-                out.extend(
-                    value.map(|value| Effect::Control { field: ControlField::NextXid, value }),
-                );
+        let fields = STATE_FIELDS.into_iter().filter(|field| match (self, field) {
+            (Before::Xids { next, .. }, ControlField::NextXid) => *next != after.next_xid,
+            (Before::Xids { newest_commit_ts, .. }, ControlField::CommitTs) => {
+                *newest_commit_ts != after.newest_commit_ts_xid
             }
-            Before::All(before) if **before != *after => control_effects(before, after, out),
-            Before::NextXid(_) | Before::All(_) => {}
-        }
-    }
-}
-
-/// One effect for each field of the control state that differs.
-fn control_effects(before: &ClusterState, after: &ClusterState, out: &mut Effects<'_>) {
-    for field in STATE_FIELDS {
-        if !before.agrees(after, field)
-            && let Some(value) = after.encode(field)
-        {
-            out.push(Effect::Control { field, value });
-        }
+            (Before::Xids { .. }, _) => false,
+            (Before::All(before), field) => !before.agrees(after, *field),
+        });
+        out.extend(
+            fields.filter_map(|field| Some(Effect::Control { field, value: after.encode(field)? })),
+        );
     }
 }
 

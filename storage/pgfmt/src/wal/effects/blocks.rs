@@ -24,6 +24,7 @@ const HASH_SQUEEZE_PAGE: u8 = 0x80;
 const HASH_DELETE: u8 = 0x90;
 
 /// One effect for every block that the record changes.
+#[inline]
 pub(super) fn page_effects<'a>(
     state: &ClusterState,
     record: &'a Record<'_>,
@@ -54,6 +55,7 @@ pub(super) fn foreign<'a>(record: &'a Record<'_>, out: &mut Effects<'a>) -> Opti
     Some(())
 }
 
+#[inline]
 fn change_of<'a>(
     state: &ClusterState,
     record: &'a Record<'_>,
@@ -128,6 +130,7 @@ fn unhandled<'a>(record: &'a Record<'_>) -> PageChange<'a> {
 }
 
 /// The part of the record that redo of one block needs.
+#[inline]
 fn cut<'a>(state: &ClusterState, record: &'a Record<'_>, block: &'a Block<'_>) -> RecordPart<'a> {
     let blocks = record.blocks.iter().map(|other| PartBlock {
         id: other.id,

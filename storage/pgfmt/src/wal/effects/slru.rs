@@ -102,12 +102,12 @@ fn create_multixact(
     // Neither multixact 0 nor member 0 exists; a wrap-around skips them.
     let entries = [(multi, first), (multi.wrapping_add(1).max(1), end.max(1))];
     let by_page = group_by_page(&entries, |(multi, _)| multi / MULTIS_PER_PAGE);
-    out.extend(by_page.into_iter().map(|(page, entries)| {
-        slru(SlruKind::MultiOffsets, page, PageChange::MultiOffsets(entries))
+    out.extend(by_page.map(|(page, entries)| {
+        slru(SlruKind::MultiOffsets, page, PageChange::MultiOffsets(entries.to_vec()))
     }));
     let by_page = group_by_page(&members, |(offset, ..)| offset / MEMBERS_PER_PAGE);
-    out.extend(by_page.into_iter().map(|(page, members)| {
-        slru(SlruKind::MultiMembers, page, PageChange::MultiMembers(members))
+    out.extend(by_page.map(|(page, members)| {
+        slru(SlruKind::MultiMembers, page, PageChange::MultiMembers(members.to_vec()))
     }));
     state.advance_multi(multi.wrapping_add(1), end);
     members.iter().for_each(|(_, xid, _)| state.note_xid(*xid));
@@ -118,10 +118,10 @@ fn create_multixact(
 pub(super) fn xact_status<'a>(
     status: u8,
     xids: &[u32],
-) -> impl Iterator<Item = Effect<'a>> + use<'a> {
+) -> impl Iterator<Item = Effect<'a>> {
     let by_page = group_by_page(xids, |xid| xid / XACTS_PER_PAGE);
-    by_page.into_iter().map(move |(page, xids)| {
-        slru(SlruKind::Xact, page, PageChange::XactStatus { status, xids })
+    by_page.map(move |(page, xids)| {
+        slru(SlruKind::Xact, page, PageChange::XactStatus { status, xids: xids.into() })
     })
 }
 
@@ -130,10 +130,10 @@ pub(super) fn commit_time<'a>(
     time: i64,
     origin: u16,
     xids: &[u32],
-) -> impl Iterator<Item = Effect<'a>> + use<'a> {
+) -> impl Iterator<Item = Effect<'a>> {
     let by_page = group_by_page(xids, |xid| xid / COMMIT_TIMES_PER_PAGE);
-    by_page.into_iter().map(move |(page, xids)| {
-        slru(SlruKind::CommitTs, page, PageChange::CommitTime { time, origin, xids })
+    by_page.map(move |(page, xids)| {
+        slru(SlruKind::CommitTs, page, PageChange::CommitTime { time, origin, xids: xids.into() })
     })
 }
 
@@ -155,7 +155,10 @@ fn page_number(fields: &mut Cursor<'_>, major: PgMajor) -> Option<u32> {
 }
 
 /// Runs of entries with the same page, in order. Entries of a page that come in several runs stay apart.
-fn group_by_page<T: Copy>(entries: &[T], page_of: impl Fn(T) -> u32) -> Vec<(u32, Vec<T>)> {
-    let runs = entries.chunk_by(|a, b| page_of(*a) == page_of(*b));
-    runs.filter_map(|run| Some((page_of(*run.first()?), run.to_vec()))).collect()
+fn group_by_page<T: Copy>(
+    entries: &[T],
+    page_of: impl Fn(T) -> u32 + Copy,
+) -> impl Iterator<Item = (u32, &[T])> {
+    let runs = entries.chunk_by(move |a, b| page_of(*a) == page_of(*b));
+    runs.filter_map(move |run| Some((page_of(*run.first()?), run)))
 }

@@ -197,12 +197,12 @@ fn a_prepared_commit_ends_the_transaction_inside_the_record() {
     let mut state = state();
     state.parameters.track_commit_timestamp = true;
     let out = run(&mut state, &commit);
-    let time = |xids| PageChange::CommitTime { time: 6, origin: 4, xids };
-    let committed = |xids| PageChange::XactStatus { status: 1, xids };
+    let time = |xids: &[u32]| PageChange::CommitTime { time: 6, origin: 4, xids: xids.into() };
+    let committed = |xids: &[u32]| PageChange::XactStatus { status: 1, xids: xids.into() };
     let expected = [
-        slru(SlruKind::CommitTs, 40, time(vec![32766, 32767, 32768])),
-        slru(SlruKind::Xact, 0, committed(vec![32766, 32767])),
-        slru(SlruKind::Xact, 1, committed(vec![32768])),
+        slru(SlruKind::CommitTs, 40, time(&[32766, 32767, 32768])),
+        slru(SlruKind::Xact, 0, committed(&[32766, 32767])),
+        slru(SlruKind::Xact, 1, committed(&[32768])),
         Effect::Origin { id: 4, change: OriginChange::AtLeast(77) },
         Effect::RelDrop(RelTag { relation: 999, ..REL }),
         Effect::TwoPhaseEnded { full_xid: 32766 },
@@ -223,7 +223,7 @@ fn a_prepared_commit_ends_the_transaction_inside_the_record() {
 #[test]
 fn a_plain_abort_uses_the_header_xid_and_no_commit_time() {
     let abort = record(rmgr::XACT, 0x20, words(&[5, 0]));
-    let aborted = PageChange::XactStatus { status: 2, xids: vec![700] };
+    let aborted = PageChange::XactStatus { status: 2, xids: [700][..].into() };
     let expected = [slru(SlruKind::Xact, 0, aborted), Effect::Ended { stamp: 5, committed: false }];
     assert_eq!(run(&mut state(), &abort), expected);
 }

@@ -5,6 +5,7 @@ use treering_types::{Fork, RelTag};
 
 use super::{Effect, Effects, OriginChange, slru};
 use crate::{
+    change::Xids,
     cursor::Cursor,
     page::max_align,
     twophase,
@@ -133,7 +134,7 @@ impl TransactionEnd {
 
     /// In the order of `xact_redo_commit` and `xact_redo_abort`.
     fn effects(&self, state: &mut ClusterState, record: &Record<'_>, out: &mut Effects<'_>) {
-        let tree: Vec<u32> =
+        let tree: Xids =
             [self.xid].iter().chain(&self.subxids).copied().filter(|xid| *xid != 0).collect();
         tree.iter().for_each(|xid| state.note_xid(*xid));
         let origin = record.origin.unwrap_or(0);
