@@ -1,6 +1,7 @@
 //! What scenarios and micro benches share: inputs made without files, real WAL of stock Postgres, replay in memory.
 
 pub mod cpu;
+pub mod glance;
 pub mod log;
 pub mod memory;
 pub mod recovery;

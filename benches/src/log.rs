@@ -13,7 +13,7 @@ use treering_pgfmt::{
     version::PgMajor,
     wal::{reader::WalDecoder, record::RawRecord},
 };
-use treering_types::{Lsn, WAL_SEGMENT_SIZE};
+use treering_types::{Lsn, WAL_PAGE_SIZE, WAL_SEGMENT_SIZE};
 
 /// Reads the control file of a data directory.
 pub fn control_file(data: &Path) -> anyhow::Result<ControlFile> {
@@ -63,6 +63,13 @@ fn some_of(file: &mut File) -> io::Result<Bytes> {
     Ok(Bytes::from(bytes))
 }
 
+/// What a log is made of, to who reads it.
+pub enum Piece<'a> {
+    /// The rest of a page of the log, not checked yet. It begins with a record.
+    Ahead(&'a [u8]),
+    Record(&'a RawRecord<'a>),
+}
+
 /// Records of WAL files up to the log's end.
 pub struct Log {
     bytes: LogBytes,
@@ -82,10 +89,29 @@ impl Log {
         &mut self,
         mut take: impl FnMut(&RawRecord<'_>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
+        self.read(|piece| match piece {
+            Piece::Ahead(_) => Ok(()),
+            Piece::Record(record) => take(record),
+        })
+    }
+
+    /// As [`Log::for_each_record`], with a look ahead at each page of the log.
+    pub fn read(
+        &mut self,
+        mut take: impl FnMut(Piece<'_>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut page = Lsn::INVALID;
         loop {
+            let position = self.decoder.position();
+            if position.page_start() != page {
+                page = position.page_start();
+                let upcoming = self.decoder.upcoming();
+                let left = WAL_PAGE_SIZE as usize - position.page_offset();
+                take(Piece::Ahead(upcoming.get(..left).unwrap_or(upcoming)))?;
+            }
             match self.decoder.next_record() {
                 Ok(Some(record)) => {
-                    take(&record)?;
+                    take(Piece::Record(&record))?;
                     continue;
                 }
                 Ok(None) => {}

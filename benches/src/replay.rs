@@ -33,8 +33,8 @@ use treering_pgfmt::{
 use treering_types::{Fork, Key, Lsn, PAGE_SIZE, RelTag, SlruKind};
 
 use crate::{
-    cpu,
-    log::{Log, control_file},
+    cpu, glance,
+    log::{Log, Piece, control_file},
 };
 
 /// Where the checksum is, which redo leaves stale.
@@ -237,9 +237,15 @@ pub fn replay(data: &Path, wal_dir: &Path) -> anyhow::Result<Replayed> {
     let mut pages = Pages::over(major, data, ClusterState::from_control(&control));
     let mut log = Log::open(major, wal_dir, from);
     let mut records = 0;
-    log.for_each_record(|raw| {
-        records += 1;
-        pages.apply(&Record::decode(major, raw)?)
+    log.read(|piece| match piece {
+        Piece::Ahead(log) => {
+            pages.touch(log);
+            Ok(())
+        }
+        Piece::Record(raw) => {
+            records += 1;
+            pages.apply(&Record::decode(major, raw)?)
+        }
     })?;
     Ok(Replayed {
         pages,
@@ -281,21 +287,25 @@ impl Pages {
     /// # Errors
     /// The record or a page contradicts itself, or the record does what replay in memory has no place for.
     pub fn apply(&mut self, record: &Record<'_>) -> anyhow::Result<()> {
-        self.touch(record);
         for effect in &effects(&mut self.state, record, self.major)? {
             self.apply_effect(effect, record.end)?;
         }
         Ok(())
     }
 
-    /// Begins to load the heads of the pages that the record names: they come out of memory while the record is taken
-    /// apart.
-    fn touch(&self, record: &Record<'_>) {
-        for block in record.blocks.iter().filter(|block| block.image.is_none()) {
-            let sheaf = self.sheaves.get(&Area::Relation(block.rel));
-            let frame = sheaf.and_then(|sheaf| sheaf.frame(block.block));
-            std::hint::black_box(frame.map(|frame| self.arena.frame(frame)[0]));
+    /// Loads the heads of the pages that the records in `log` will change, one soon after the other: waiting for memory
+    /// once for many of them, not once for each when its turn comes.
+    fn touch(&self, log: &[u8]) {
+        let (mut area, mut sheaf) = (None, None);
+        let mut heads = 0;
+        for (rel, block) in glance::changed_blocks(log) {
+            if area != Some(rel) {
+                (area, sheaf) = (Some(rel), self.sheaves.get(&Area::Relation(rel)));
+            }
+            let frame = sheaf.and_then(|sheaf| sheaf.frame(block));
+            heads ^= frame.map_or(0, |frame| self.arena.frame(frame)[0]);
         }
+        std::hint::black_box(heads);
     }
 
     fn apply_effect(&mut self, effect: &Effect<'_>, lsn: Lsn) -> anyhow::Result<()> {
@@ -357,14 +367,10 @@ impl Pages {
         Ok(Some(frame))
     }
 
-    /// The page's frame: what is in it means nothing unless the page is held.
-    fn place(&mut self, area: Area, page: u32) -> anyhow::Result<u32> {
-        let sheaf = self.sheaves.entry(area).or_insert_with(|| Sheaf::of(area));
-        if let Some(frame) = sheaf.frame(page) {
-            return Ok(frame);
-        }
+    /// A frame of zeros for a page that has none yet.
+    fn new_page(&mut self, area: Area, page: u32) -> anyhow::Result<u32> {
         let frame = self.arena.new_frame()?;
-        sheaf.hold(page, frame);
+        self.sheaf(area).hold(page, frame);
         Ok(frame)
     }
 
@@ -375,10 +381,14 @@ impl Pages {
         change: &PageChange<'_>,
         lsn: Lsn,
     ) -> anyhow::Result<()> {
-        let loaded = if change.is_base() { None } else { self.load(area, page)? };
-        let frame = match loaded {
+        let held = self.sheaf(area).frame(page);
+        let frame = match held {
             Some(frame) => frame,
-            None => self.place(area, page)?,
+            None if change.is_base() => self.new_page(area, page)?,
+            None => match self.load(area, page)? {
+                Some(frame) => frame,
+                None => self.new_page(area, page)?,
+            },
         };
         let page_bytes = self.arena.frame_mut(frame);
         Ok(redo::apply(self.major, &area.key(page), lsn, change, page_bytes)?)

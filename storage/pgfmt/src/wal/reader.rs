@@ -244,6 +244,12 @@ impl WalDecoder {
         self.pieces.clear();
     }
 
+    /// Bytes fed that no record handed out took: the next record, unless a page begins here. Nothing in them is checked
+    /// yet.
+    pub fn upcoming(&self) -> &[u8] {
+        self.rest()
+    }
+
     /// Bytes fed and not consumed.
     fn rest(&self) -> &[u8] {
         self.input.get(self.used..).unwrap_or_default()
