@@ -1,5 +1,6 @@
 //! The scenarios, one a file.
 
+mod append;
 mod branch_create;
 mod branch_first_sql;
 mod branch_storm;
@@ -7,11 +8,13 @@ mod bulk_load;
 mod cold_pages;
 mod cold_start;
 mod depth;
+mod failover;
 mod getpage;
 mod getpage_engine;
 mod ingest;
 mod layer_format;
 mod pgbench;
+mod quorum;
 mod redo_chain;
 mod replay;
 mod statement;
@@ -110,6 +113,21 @@ pub const SCENARIOS: &[(&str, &str, Scenario)] = &[
     ),
     ("time-to-lsn", "a time to its LSN in a million commits (ms)", Alone(time_to_lsn::run)),
     (
+        "append",
+        "WAL in messages of 128 KiB into one safekeeper, against a loop of write and fdatasync (MB/s)",
+        Alone(append::run),
+    ),
+    (
+        "commit-latency",
+        "one and three safekeepers, vanilla, and vanilla with a synchronous standby: a commit (us), and TPC-B (tps)",
+        Alone(quorum::run),
+    ),
+    (
+        "failover",
+        "from SIGKILL of a compute to the first answer of the next one (ms)",
+        Alone(failover::run),
+    ),
+    (
         "cold-start",
         "from `treering start` of a stopped branch to its first row, at two scales (ms)",
         Alone(cold_start::run),
@@ -146,20 +164,23 @@ pub const SCENARIOS: &[(&str, &str, Scenario)] = &[
 ];
 
 /// Names that stand for several scenarios.
-pub const GROUPS: &[(&str, &[&str])] = &[(
-    "lazy",
-    &[
-        "cold-start",
-        "pgbench-select",
-        "seq-scan-warm",
-        "create-index",
-        "vacuum-full",
-        "bulk-load",
-        "seq-scan-cold",
-        "random-cold",
-        "pgbench-tpcb",
-    ],
-)];
+pub const GROUPS: &[(&str, &[&str])] = &[
+    ("quorum", &["append", "commit-latency", "failover"]),
+    (
+        "lazy",
+        &[
+            "cold-start",
+            "pgbench-select",
+            "seq-scan-warm",
+            "create-index",
+            "vacuum-full",
+            "bulk-load",
+            "seq-scan-cold",
+            "random-cold",
+            "pgbench-tpcb",
+        ],
+    ),
+];
 
 /// Of a comparison: how many pairs, and how long a half takes.
 fn halves(size: Size) -> (usize, Duration) {

@@ -41,7 +41,7 @@ fn run(
 }
 
 /// As in `tps = 1234.5 (without initial connection time)`.
-fn number_after(printed: &str, label: &str) -> anyhow::Result<f64> {
+pub fn number_after(printed: &str, label: &str) -> anyhow::Result<f64> {
     let line = printed.lines().find_map(|line| line.strip_prefix(label));
     let number = line.and_then(|line| line.split([' ', '/']).next()?.parse().ok());
     number.with_context(|| format!("no \"{label}\": {printed}"))

@@ -6,5 +6,5 @@ mod server;
 mod stage;
 
 pub use pairs::{Better, Half, Judged, compare};
-pub use server::{Server, Session};
+pub use server::{Server, Session, Vanilla};
 pub use stage::Stage;

@@ -4,12 +4,13 @@ use std::{
     fs,
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, ensure};
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use treering_stock::{Cluster, Postgres};
-use treering_tests::{PG_BIN, Treering, free_port, processes};
+use treering_tests::{PG_BIN, Treering, free_port, processes, wait_for};
 
 /// Nothing but what a compute has too, and what makes it reachable as one. It replaces the settings of a throw-away cluster
 /// (`fsync=off`, no TCP).
@@ -29,22 +30,53 @@ pub struct Server {
 /// A running vanilla Postgres 15 with its defaults, durable, on a port of 127.0.0.1.
 pub struct Vanilla {
     _cluster: Cluster,
+    _standby: Option<Cluster>,
     pub server: Server,
 }
 
 impl Vanilla {
     pub fn start(name: &'static str) -> anyhow::Result<Vanilla> {
-        let mut cluster = Cluster::create(&Postgres::find(15)?, "")?;
-        let port = free_port();
-        cluster.write("postgresql.auto.conf", format!("{VANILLA}port={port}\n").as_bytes())?;
+        let (cluster, port) = durable_cluster()?;
+        Vanilla::serve(name, cluster, port)
+    }
+
+    /// The same with a stock synchronous standby, as durable as itself, on this machine.
+    pub fn start_with_standby(name: &'static str) -> anyhow::Result<Vanilla> {
+        let (cluster, port) = durable_cluster()?;
+        let mut standby = Cluster::copy_of(cluster.postgres(), &cluster.data(), "")?;
+        let upstream = format!("host=127.0.0.1 port={port} user=postgres application_name=standby");
+        let settings = format!("port={}\nprimary_conninfo='{upstream}'\n", free_port());
+        standby.write("postgresql.auto.conf", format!("{VANILLA}{settings}").as_bytes())?;
+        standby.write("standby.signal", b"")?;
+        let mut vanilla = Vanilla::serve(name, cluster, port)?;
+        standby.start()?;
+        vanilla._standby = Some(standby);
+        let server = &vanilla.server;
+        server.sql("ALTER SYSTEM SET synchronous_standby_names = 'standby'")?;
+        server.sql("SELECT pg_reload_conf()")?;
+        let state = "SELECT sync_state FROM pg_stat_replication";
+        wait_for("a synchronous standby", Duration::from_secs(30), || {
+            server.sql(state).ok().filter(|state| state == "sync")
+        });
+        Ok(vanilla)
+    }
+
+    fn serve(name: &'static str, mut cluster: Cluster, port: u16) -> anyhow::Result<Vanilla> {
         cluster.start()?;
         let mut config = Config::new();
         config.host("127.0.0.1").port(port).user("postgres").dbname("postgres");
         let lock = fs::read_to_string(cluster.data().join("postmaster.pid"))?;
         let pid = lock.lines().next().context("an empty postmaster.pid")?.parse()?;
         let server = Server { name, config, port, options: String::new(), pid };
-        Ok(Vanilla { _cluster: cluster, server })
+        Ok(Vanilla { _cluster: cluster, _standby: None, server })
     }
+}
+
+/// With the defaults, and the port it will have.
+fn durable_cluster() -> anyhow::Result<(Cluster, u16)> {
+    let (cluster, port) = (Cluster::create(&Postgres::find(15)?, "")?, free_port());
+    cluster.write("postgresql.auto.conf", format!("{VANILLA}port={port}\n").as_bytes())?;
+    Ok((cluster, port))
 }
 
 impl Server {
