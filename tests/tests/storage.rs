@@ -6,12 +6,14 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
 use treering_tests::{
     Treering,
     storage::{self, du, merge_all, post, timeline_path},
+    wait_for,
 };
 
 fn bytes(value: &Value) -> u64 {
@@ -143,6 +145,32 @@ fn sizes_are_what_du_says_and_what_a_deletion_frees() {
     }
     let refused = treering.cli(&["storage", "size", "nobody"]);
     assert_eq!(refused.status.code(), Some(3));
+}
+
+/// Objects in the data directory are further names of layer files: they are counted once, and belong to their branch.
+#[test]
+fn a_layer_and_its_object_count_once() {
+    let treering = Treering::start();
+    treering.run("pgbench", "main", &["-i", "-q", "-s", "2"]);
+    treering.ok(&["stop", "main"]);
+    settle(&treering, &["main"]);
+    let data = treering.data_dir();
+    let linked = || {
+        let files = snapshot(&data.join("objects"));
+        files
+            .keys()
+            .any(|path| fs::metadata(path).is_ok_and(|file| file.is_file() && file.nlink() > 1))
+    };
+    wait_for("a layer in the store", Duration::from_secs(60), || linked().then_some(()));
+    let size = treering.json(&["storage", "size"]);
+    assert_near("the whole", bytes(&size["disk_bytes"]), du(&data));
+    let tenant = size["tenant_id"].as_str().expect("an id");
+    let pages = du(&data.join("pageserver/tenants").join(tenant));
+    let said = bytes(&size["pages_bytes"]);
+    assert!(
+        said >= pages - pages / 100 && said < pages + pages / 4,
+        "{said} said, {pages}: {size}"
+    );
 }
 
 #[test]

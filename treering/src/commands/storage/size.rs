@@ -1,6 +1,12 @@
 //! `storage size PROJECT`.
 
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{
+    collections::HashSet,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -15,14 +21,16 @@ use crate::{
     output::{Format, table},
 };
 
-/// Where the disk went. All sizes are bytes; those on disk are what the file system has given out, as `du` counts.
+/// Where the disk went. All sizes are bytes; those on disk are what the file system has given out, as `du` counts: a file
+/// with several names once.
 #[derive(Serialize)]
 struct ProjectSize {
     project: String,
     tenant_id: TenantId,
     /// The whole data directory.
     disk_bytes: u64,
-    /// Of the project's branches: layer files and manifests; write-ahead log; files of computes.
+    /// Of the project's branches: layer files and manifests, objects in the data directory among them; write-ahead log;
+    /// files of computes.
     pages_bytes: u64,
     log_bytes: u64,
     compute_bytes: u64,
@@ -120,10 +128,11 @@ fn project_size(
     sizes: &[TimelineSize],
 ) -> anyhow::Result<ProjectSize> {
     let data_dir = place.data_dir();
-    let disk_bytes = on_disk(&data_dir.0).with_context(|| data_dir.0.display().to_string())?;
+    let disk_bytes = on_disk(std::slice::from_ref(&data_dir.0))?;
+    let objects = objects(&data_dir.0.join("objects").join(tenant.to_string()))?;
     let mut branches = Vec::new();
     for size in sizes {
-        branches.push(branch_size(place, names, tenant, size, sizes)?);
+        branches.push(branch_size(place, names, tenant, size, sizes, &objects)?);
     }
     let is_default =
         |branch: &BranchSize| names.known(branch.timeline_id).is_some_and(|known| known.is_default);
@@ -150,17 +159,25 @@ fn branch_size(
     tenant: TenantId,
     size: &TimelineSize,
     all: &[TimelineSize],
+    objects: &[PathBuf],
 ) -> anyhow::Result<BranchSize> {
     let data_dir = place.data_dir();
     let id = size.timeline_id;
     let below = |service: &str, parts: [&str; 2]| {
-        let path = data_dir.service_dir(service).join(parts[0]).join(parts[1]).join(id.to_string());
-        on_disk(&path).with_context(|| path.display().to_string())
+        data_dir.service_dir(service).join(parts[0]).join(parts[1]).join(id.to_string())
     };
     let tenant = tenant.to_string();
-    let pages_bytes = below("pageserver", ["tenants", &tenant])?;
-    let log_bytes = below("safekeeper", [&tenant, ""])?;
-    let compute_bytes = below("agent", ["computes", ""])?;
+    // A timeline's objects lie in `<timeline>-<pg_tli>`.
+    let is_own = |path: &&PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.split_once('-').is_some_and(|(timeline, _)| timeline == id.to_string())
+    };
+    let own_objects = objects.iter().filter(is_own).cloned();
+    let pages: Vec<PathBuf> =
+        [below("pageserver", ["tenants", &tenant])].into_iter().chain(own_objects).collect();
+    let pages_bytes = on_disk(&pages)?;
+    let log_bytes = on_disk(&[below("safekeeper", [&tenant, ""])])?;
+    let compute_bytes = on_disk(&[below("agent", ["computes", ""])])?;
     let parent =
         size.ancestor_timeline_id.and_then(|id| all.iter().find(|of| of.timeline_id == id));
     let pinned = parent.map_or(0, |parent| parent.pinned_by(id));
@@ -213,24 +230,47 @@ fn not_deletable(names: &Names, id: TimelineId, all: &[TimelineSize]) -> Option<
     (!children.is_empty()).then(|| format!("it has branches: {}", children.join(", ")))
 }
 
-/// Bytes that the file system has given to a file, or to a directory and all below it; 0 when it is not there. What goes while it is
-/// being counted does not count.
-fn on_disk(path: &Path) -> io::Result<u64> {
+/// What lies in a directory; nothing if there is no such directory.
+fn objects(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let listed = entries(directory);
+    listed.with_context(|| directory.display().to_string())
+}
+
+/// Bytes that the file system has given to files, or to directories and all below them, each file once: objects may be
+/// further names of layer files.
+fn on_disk(paths: &[PathBuf]) -> anyhow::Result<u64> {
+    let mut seen = HashSet::new();
+    let mut bytes = 0;
+    for path in paths {
+        bytes += count(path, &mut seen).with_context(|| path.display().to_string())?;
+    }
+    Ok(bytes)
+}
+
+/// What is not there, or goes while it is being counted, does not count.
+fn count(path: &Path, seen: &mut HashSet<(u64, u64)>) -> io::Result<u64> {
     let meta = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         meta => meta?,
     };
+    if !meta.is_dir() && meta.nlink() > 1 && !seen.insert((meta.dev(), meta.ino())) {
+        return Ok(0);
+    }
     let mut bytes = meta.blocks() * 512;
     if meta.is_dir() {
-        let entries = match fs::read_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-            entries => entries?,
-        };
-        for entry in entries {
-            bytes += on_disk(&entry?.path())?;
+        for entry in entries(path)? {
+            bytes += count(&entry, seen)?;
         }
     }
     Ok(bytes)
+}
+
+/// Empty where there is no such directory.
+fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries?.map(|entry| Ok(entry?.path())).collect(),
+    }
 }
 
 fn text(size: &ProjectSize) -> String {
