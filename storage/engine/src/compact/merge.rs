@@ -3,7 +3,11 @@
 //! Values of one key at one LSN may lie in several runs (an import writes that way): those of older runs come first, so
 //! the stream keeps the order in which they were written.
 
-use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, binary_heap::PeekMut},
+    sync::Arc,
+};
 
 use treering_types::{Key, KeyRange, Lsn};
 
@@ -126,9 +130,18 @@ impl Merge {
     }
 
     pub fn next(&mut self) -> Result<Option<Entry>> {
-        let Some(Reverse((_, _, Reverse(number)))) = self.order.pop() else { return Ok(None) };
-        let entry = self.heads.get_mut(number).and_then(Option::take);
-        self.advance(number)?;
+        let Some(mut first) = self.order.peek_mut() else { return Ok(None) };
+        let Reverse((_, _, Reverse(number))) = *first;
+        let (Some(reader), Some(head)) = (self.readers.get_mut(number), self.heads.get_mut(number))
+        else {
+            return Ok(None);
+        };
+        let entry = std::mem::replace(head, reader.next()?);
+        // The reader's next entry in the place of this one: most often it goes first again.
+        match head {
+            Some(next) => *first = Reverse((next.key, next.lsn, Reverse(number))),
+            None => drop(PeekMut::pop(first)),
+        }
         Ok(entry)
     }
 

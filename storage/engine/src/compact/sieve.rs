@@ -220,7 +220,7 @@ impl<'a, P: Past> Sieve<'a, P> {
 
     fn keep_pending(&mut self) {
         self.pending_bytes = 0;
-        for mut entry in std::mem::take(&mut self.pending) {
+        for mut entry in self.pending.drain(..) {
             // At the bottom a key that is gone is a key that is not there.
             if self.rules.is_bottom && self.chain.is_none() && entry.base && entry.bytes.is_empty()
             {
