@@ -9,7 +9,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
-    sync::{Notify, Semaphore},
+    sync::{Notify, Semaphore, SemaphorePermit},
     task,
     time::sleep,
 };
@@ -105,6 +105,14 @@ impl Service {
         }))
     }
 
+    /// The right to do something that blocks, on a thread of one's own: so many at once.
+    ///
+    /// # Errors
+    /// Shutdown.
+    pub(crate) async fn slot(&self) -> Result<SemaphorePermit<'_>, ServiceError> {
+        self.blocking.acquire().await.map_err(|_| ServiceError::Shutdown)
+    }
+
     /// Runs something that blocks: in place where the runtime allows it (no hand-over between threads), else on its
     /// blocking pool. Bounded.
     ///
@@ -118,7 +126,7 @@ impl Service {
         T: Send + 'static,
         E: Into<ServiceError> + Send + 'static,
     {
-        let _permit = self.blocking.acquire().await.map_err(|_| ServiceError::Shutdown)?;
+        let _slot = self.slot().await?;
         let done = match Handle::current().runtime_flavor() {
             RuntimeFlavor::CurrentThread => {
                 task::spawn_blocking(work).await.map_err(|error| match error.try_into_panic() {

@@ -26,7 +26,7 @@ use treering_wire::{
     startup::{self, CancelKey, StartupPacket},
 };
 
-use crate::{basebackup, error::ServiceError, service::Service};
+use crate::{basebackup, error::ServiceError, live::LiveTimeline, service::Service};
 use command::Command;
 
 /// Connections at once; more wait in the listen queue.
@@ -111,6 +111,9 @@ async fn serve(service: &Arc<Service>, stream: TcpStream) -> Result<(), ServiceE
             Message::Query(text) => match query(service, &mut connection, &text).await? {
                 AfterQuery::Next => {}
                 AfterQuery::Close => return Ok(()),
+                AfterQuery::Pages(live) => {
+                    return pagestream::serve(service, live, connection).await;
+                }
             },
             Message::Terminate => return Ok(()),
             // Left over from a copy that the other side ended.
@@ -155,6 +158,8 @@ async fn start(connection: &mut Connection) -> Result<bool, ServiceError> {
 enum AfterQuery {
     Next,
     Close,
+    /// The rest of the connection is a page stream.
+    Pages(Arc<LiveTimeline>),
 }
 
 async fn query(
@@ -166,10 +171,7 @@ async fn query(
         Err(error) => Err(error),
         Ok(Command::Pagestream { tenant, timeline }) => match service.live(tenant, timeline) {
             Err(error) => Err(error),
-            Ok(live) => {
-                pagestream::serve(service, &live, connection).await?;
-                return Ok(AfterQuery::Close);
-            }
+            Ok(live) => return Ok(AfterQuery::Pages(live)),
         },
         Ok(Command::LsnLease { tenant, timeline }) => match service.live(tenant, timeline) {
             Err(error) => Err(error),

@@ -1,10 +1,22 @@
-//! A stream of page requests: everything that has arrived is answered as one batch.
+//! A stream of page requests: what has arrived is answered in batches.
 //!
 //! Answers come in the order of the requests. A request that fails is answered with an error that says why; the others
 //! go on.
+//!
+//! Each stream has a thread of its own, which blocks: somebody waits for each answer, and what a runtime does before and
+//! after blocking work wakes more threads than the answer itself.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    io::{self, Read, Write},
+    net::{Shutdown, TcpStream},
+    sync::Arc,
+    thread,
+    time::Instant,
+};
 
+use bytes::BytesMut;
+use tokio::{runtime::Handle, sync::oneshot};
 use treering_types::Lsn;
 use treering_wire::{
     backend::Writer,
@@ -13,11 +25,13 @@ use treering_wire::{
     pagestream::{Answer, Header, Request, Response},
 };
 
-use super::{Connection, answers};
+use super::{Connection, READ_BYTES, answers};
 use crate::{error::ServiceError, live::LiveTimeline, service::Service};
 
-/// Requests answered at once: 2 MiB of pages.
-const BATCH_MAX: usize = 256;
+/// Requests answered at once: 256 KiB of pages, which travel while the next are read.
+const BATCH_MAX: usize = 32;
+/// Of a thread: reads do not go deep.
+const STACK_BYTES: usize = 1 << 20;
 
 /// What has been read of the stream.
 #[derive(Default)]
@@ -26,42 +40,114 @@ struct Arrived {
     is_done: bool,
 }
 
-/// Serves until the client ends the stream.
+/// Serves until the client ends the stream, or the timeline ends. Dropped, it closes the connection.
 pub(super) async fn serve(
-    service: &Service,
-    live: &Arc<LiveTimeline>,
-    connection: &mut Connection,
+    service: &Arc<Service>,
+    live: Arc<LiveTimeline>,
+    connection: Connection,
 ) -> Result<(), ServiceError> {
-    connection.out.copy_both_response();
-    connection.send().await?;
-    let mut arrived = Arrived::default();
-    loop {
-        take_arrived(connection, &mut arrived)?;
-        if !arrived.requests.is_empty() {
-            answer_batch(service, live, connection, &mut arrived.requests).await?;
-            connection.send().await?;
-            continue;
-        }
-        let is_open = !arrived.is_done && !live.stop.is_cancelled();
-        if !is_open {
-            connection.out.copy_done();
-            return Ok(connection.send().await?);
-        }
-        tokio::select! {
-            read = connection.read() => {
-                if !read? {
-                    return Ok(());
-                }
+    let Connection { stream, input, out } = connection;
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    let open = Open(stream.try_clone()?);
+    let stop = live.stop.clone();
+    let (service, runtime) = (Arc::clone(service), Handle::current());
+    let received = vec![0; READ_BYTES].into_boxed_slice();
+    let mut talk = Talk { service, live, runtime, stream, received, input, out };
+    let (over, mut ended) = oneshot::channel();
+    let thread = thread::Builder::new().name("pagestream".to_owned()).stack_size(STACK_BYTES);
+    thread.spawn(move || {
+        let _ = over.send(talk.run());
+    })?;
+    tokio::select! {
+        ended = &mut ended => return ended.unwrap_or(Err(ServiceError::Shutdown)),
+        () = stop.cancelled() => open.0.shutdown(Shutdown::Read)?,
+    }
+    ended.await.unwrap_or(Err(ServiceError::Shutdown))
+}
+
+/// A connection that is closed when nobody waits for its end any more.
+struct Open(TcpStream);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // It may be closed already.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+/// A stream on its thread.
+struct Talk {
+    service: Arc<Service>,
+    live: Arc<LiveTimeline>,
+    runtime: Handle,
+    stream: TcpStream,
+    /// Where the socket is read into.
+    received: Box<[u8]>,
+    input: BytesMut,
+    out: Writer,
+}
+
+impl Talk {
+    fn run(&mut self) -> Result<(), ServiceError> {
+        self.out.copy_both_response();
+        self.send()?;
+        let mut arrived = Arrived::default();
+        loop {
+            take_arrived(&mut self.input, &mut arrived)?;
+            if !arrived.requests.is_empty() {
+                self.answer_batch(&mut arrived.requests)?;
+                self.send()?;
+                continue;
             }
-            () = live.stop.cancelled() => {}
+            if arrived.is_done || self.live.stop.is_cancelled() {
+                self.out.copy_done();
+                return Ok(self.send()?);
+            }
+            let count = self.stream.read(&mut self.received)?;
+            if count == 0 && !self.live.stop.is_cancelled() {
+                return Ok(());
+            }
+            self.input.extend_from_slice(self.received.get(..count).unwrap_or_default());
         }
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        self.stream.write_all(self.out.buffer_mut())?;
+        self.out.buffer_mut().clear();
+        Ok(())
+    }
+
+    /// Answers the longest prefix of `requests` that is read at one LSN.
+    fn answer_batch(&mut self, requests: &mut VecDeque<Request>) -> Result<(), ServiceError> {
+        let Some(first) = requests.front().map(|request| request.header) else { return Ok(()) };
+        let (service, live) = (&self.service, &self.live);
+        let timer = Instant::now();
+        let lsn = match self.runtime.block_on(read_lsn(service, live, first)) {
+            Ok(lsn) => lsn,
+            Err(error) => {
+                requests.pop_front();
+                fail(service, &mut self.out, first, &error);
+                return Ok(());
+            }
+        };
+        let same = requests.iter().take_while(|request| can_read_at(&request.header, lsn)).count();
+        let batch: Vec<Request> = requests.drain(..same.max(1)).collect();
+        let failed = {
+            let _slot = self.runtime.block_on(service.slot())?;
+            answers::answer(live, &batch, lsn, &mut self.out)
+        };
+        service.metrics.pages_served.inc_by((batch.len() - failed) as u64);
+        service.metrics.page_errors.inc_by(failed as u64);
+        service.metrics.page_batch_seconds.observe(timer.elapsed().as_secs_f64());
+        Ok(())
     }
 }
 
 /// Every complete message of the input, up to a batch.
-fn take_arrived(connection: &mut Connection, arrived: &mut Arrived) -> Result<(), ServiceError> {
+fn take_arrived(input: &mut BytesMut, arrived: &mut Arrived) -> Result<(), ServiceError> {
     while arrived.requests.len() < BATCH_MAX && !arrived.is_done {
-        let Some(frame) = next_frame(&mut connection.input, BODY_BYTES_MAX)? else { break };
+        let Some(frame) = next_frame(input, BODY_BYTES_MAX)? else { break };
         match Message::parse(frame)? {
             Message::CopyData(payload) => arrived.requests.push_back(Request::parse(payload)?),
             Message::CopyDone | Message::CopyFail(_) | Message::Terminate => arrived.is_done = true,
@@ -72,39 +158,6 @@ fn take_arrived(connection: &mut Connection, arrived: &mut Arrived) -> Result<()
             }
         }
     }
-    Ok(())
-}
-
-/// Answers the longest prefix of `requests` that is read at one LSN.
-async fn answer_batch(
-    service: &Service,
-    live: &Arc<LiveTimeline>,
-    connection: &mut Connection,
-    requests: &mut VecDeque<Request>,
-) -> Result<(), ServiceError> {
-    let Some(first) = requests.front().map(|request| request.header) else { return Ok(()) };
-    let timer = Instant::now();
-    let lsn = match read_lsn(service, live, first).await {
-        Ok(lsn) => lsn,
-        Err(error) => {
-            requests.pop_front();
-            fail(service, &mut connection.out, first, &error);
-            return Ok(());
-        }
-    };
-    let same = requests.iter().take_while(|request| can_read_at(&request.header, lsn)).count();
-    let batch: Vec<Request> = requests.drain(..same.max(1)).collect();
-    let reading = Arc::clone(live);
-    let mut out = std::mem::take(&mut connection.out);
-    let read = move || {
-        let failed = answers::answer(&reading, &batch, lsn, &mut out);
-        Ok::<_, ServiceError>((out, failed, batch.len()))
-    };
-    let (out, failed, count) = service.blocking(read).await?;
-    connection.out = out;
-    service.metrics.pages_served.inc_by((count - failed) as u64);
-    service.metrics.page_errors.inc_by(failed as u64);
-    service.metrics.page_batch_seconds.observe(timer.elapsed().as_secs_f64());
     Ok(())
 }
 
