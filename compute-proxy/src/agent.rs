@@ -673,10 +673,27 @@ fn fresh_run_dir(branch_dir: &Path) -> io::Result<PathBuf> {
             tracing::warn!(path = %path.display(), %error, "an old run directory cannot be removed");
         }
     }
+    lie_apart(branch_dir);
     let run_dir = branch_dir.join(format!("{RUN_PREFIX}{:08x}", rand::random::<u32>()));
     fs::create_dir(&run_dir)?;
     fs::set_permissions(&run_dir, fs::Permissions::from_mode(0o711))?;
     Ok(run_dir)
+}
+
+/// Asks the file system not to lay directories in this one side by side (`FS_TOPDIR_FL`, as of `chattr +T`).
+///
+/// ext4 does not give an inode away for a minute after its file was removed, and looks at each of them again for every file made
+/// near by: a start soon after a stop, which removed a thousand files, took 0.15 s longer for it. Where it is not
+/// understood it is not needed.
+fn lie_apart(dir: &Path) {
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    let set = fs::File::open(dir).and_then(|dir| {
+        let flags = ioctl_getflags(&dir)?;
+        Ok(ioctl_setflags(&dir, flags | IFlags::TOPDIR)?)
+    });
+    if let Err(error) = set {
+        tracing::debug!(dir = %dir.display(), %error, "directories of starts may lie side by side");
+    }
 }
 
 /// A directory for the compute's socket, short enough for the kernel.
