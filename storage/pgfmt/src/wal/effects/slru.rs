@@ -115,10 +115,7 @@ fn create_multixact(
 }
 
 /// The status bits of a transaction and its subtransactions.
-pub(super) fn xact_status<'a>(
-    status: u8,
-    xids: &[u32],
-) -> impl Iterator<Item = Effect<'a>> {
+pub(super) fn xact_status<'a>(status: u8, xids: &[u32]) -> impl Iterator<Item = Effect<'a>> {
     let by_page = group_by_page(xids, |xid| xid / XACTS_PER_PAGE);
     by_page.map(move |(page, xids)| {
         slru(SlruKind::Xact, page, PageChange::XactStatus { status, xids: xids.into() })
