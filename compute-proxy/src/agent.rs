@@ -490,10 +490,14 @@ impl Agent {
     ) -> Result<Option<Vec<u8>>, AgentError> {
         let sources = [Some(endpoint.timeline), facts.ancestor_timeline_id];
         for source in sources.into_iter().flatten() {
-            if let Some(bytes) =
-                self.peers.wal(endpoint.tenant, source, lsn.segment_start(), lsn).await?
-            {
-                return Ok(Some(bytes.to_vec()));
+            match self.peers.wal(endpoint.tenant, source, lsn.segment_start(), lsn).await {
+                Ok(Some(bytes)) => return Ok(Some(bytes.to_vec())),
+                Ok(None) => {}
+                // They may be in an object store that is away. Only a standby that reads across F would miss them.
+                Err(error) if error.kind == ErrorKind::Unavailable => {
+                    tracing::warn!(timeline = %source, "started without the log before {lsn}: {error}");
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(None)

@@ -18,8 +18,9 @@ use crate::error::StoreError;
 pub const CONTROL_FILE: &str = "control";
 const MAGIC: [u8; 8] = *b"TRsafekp";
 /// The version written.
-pub const CONTROL_VERSION: u32 = 2;
-/// Version 1 had no configuration; it is read, and written as the current one when it next is.
+pub const CONTROL_VERSION: u32 = 3;
+/// Up to version 2 `trim_lsn` was the start of a segment or of the log. It is read, and written as the current one when it
+/// next is, as is version 1, which had no configuration.
 const WITHOUT_CONFIGURATION: u32 = 1;
 const HEAD: usize = 120;
 const HAS_VOTE: u32 = 1;
@@ -43,7 +44,7 @@ pub struct Identity {
 pub struct Control {
     pub identity: Identity,
     pub promises: Promises,
-    /// The oldest position still held: a segment start, or the timeline's start.
+    /// The oldest position still held: a segment start, the timeline's start, or `commit_lsn`.
     pub trim_lsn: Lsn,
 }
 
@@ -91,7 +92,7 @@ impl Control {
         let mut bytes = Bytes::from(bytes);
         // The version stands before the crc is looked at: a newer format may have it elsewhere.
         let found = bytes.slice(8..).try_get_u32_le().map_err(|_| bad("is cut short"))?;
-        if found != CONTROL_VERSION && found != WITHOUT_CONFIGURATION {
+        if !(WITHOUT_CONFIGURATION..=CONTROL_VERSION).contains(&found) {
             let path = path.display().to_string();
             return Err(StoreError::NewerFormat { path, found, known: CONTROL_VERSION });
         }
@@ -210,7 +211,7 @@ mod tests {
         }
     }
 
-    /// What versions 1 and 2 have in common, behind the version.
+    /// What all versions have in common, behind the version.
     const BODY: &str = concat!(
         "0f000000",
         "01010101010101010101010101010101",
@@ -233,41 +234,46 @@ mod tests {
         "2800000100000000",
     );
 
+    /// What follows it since version 2.
+    const CONFIGURATION: &str = concat!(
+        "0400000000000000",
+        "0200000000000000",
+        "01000000",
+        "02000000",
+        "0100000000000000",
+        "0100000000000000",
+        "0300000000000000",
+    );
+
     /// Bytes as the format document shows them; a file like this must open forever.
     #[test]
     fn golden_file() {
         let bytes = control(Some(ProposerId([9; 16]))).encode();
-        let expected = [
-            "5452736166656b70",
-            "02000000",
-            BODY,
-            "0400000000000000",
-            "0200000000000000",
-            "01000000",
-            "02000000",
-            "0100000000000000",
-            "0100000000000000",
-            "0300000000000000",
-        ]
-        .concat();
-        assert_eq!(hex(&bytes[..bytes.len() - 4]), expected);
-        assert_eq!(hex(&bytes[bytes.len() - 4..]), "f4a2294a");
+        let expected = ["5452736166656b70", "03000000", BODY, CONFIGURATION, "30ea1418"].concat();
+        assert_eq!(hex(&bytes), expected);
     }
 
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// A file of version 1, which ended with the ancestors.
-    #[test]
-    fn version_1_is_read() {
-        let golden = ["5452736166656b70", "01000000", BODY, "79eb2792"].concat();
+    fn decode_hex(golden: &str) -> Control {
         let byte = |at| u8::from_str_radix(&golden[at..at + 2], 16).unwrap();
         let bytes: Vec<u8> = (0..golden.len()).step_by(2).map(byte).collect();
-        let mut expected = control(Some(ProposerId([9; 16])));
+        Control::decode(bytes, Path::new("c")).unwrap()
+    }
+
+    #[test]
+    fn earlier_versions_are_read() {
+        let expected = control(Some(ProposerId([9; 16])));
+        let second = ["5452736166656b70", "02000000", BODY, CONFIGURATION, "f4a2294a"].concat();
+        assert_eq!(decode_hex(&second), expected);
+        // The first ended with the ancestors.
+        let first = ["5452736166656b70", "01000000", BODY, "79eb2792"].concat();
+        let mut expected = expected;
         expected.promises.configuration = Configuration::none();
         expected.promises.promised = Generation(0);
-        assert_eq!(Control::decode(bytes, Path::new("c")).unwrap(), expected);
+        assert_eq!(decode_hex(&first), expected);
     }
 
     #[test]
@@ -281,7 +287,7 @@ mod tests {
             assert!(decode(&good[..at]).is_err());
         }
         let mut newer = good;
-        newer[8] = 3;
-        assert!(matches!(decode(&newer), Err(StoreError::NewerFormat { found: 3, known: 2, .. })));
+        newer[8] = 4;
+        assert!(matches!(decode(&newer), Err(StoreError::NewerFormat { found: 4, known: 3, .. })));
     }
 }

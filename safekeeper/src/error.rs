@@ -4,6 +4,7 @@ use std::{io, path::Path};
 
 use treering_consensus::RefusalReason;
 use treering_pgfmt::wal::error::WalError;
+use treering_remote::RemoteError;
 use treering_types::{ErrorKind, Lsn};
 
 /// An operation on a timeline failed.
@@ -12,6 +13,9 @@ pub enum StoreError {
     /// No room. Nothing was promised; it can be tried again.
     #[error("disk full: {what} {path}")]
     DiskFull { what: &'static str, path: String },
+    /// The log has all the room that it may take. Nothing was done; it can be tried again.
+    #[error("disk limit reached: the log takes {used} of {limit} bytes")]
+    LimitReached { used: u64, limit: u64 },
     /// The operating system refused; after one of these on the write path the timeline is latched.
     #[error("cannot {what} {path}: {source}")]
     Io { what: &'static str, path: String, source: io::Error },
@@ -46,6 +50,9 @@ pub enum StoreError {
     NotFound,
     #[error("stopping")]
     Shutdown,
+    /// The log in the object store could not be read or written.
+    #[error("archive: {0}")]
+    Archive(#[from] RemoteError),
 }
 
 impl StoreError {
@@ -68,7 +75,7 @@ impl StoreError {
 
     pub fn kind(&self) -> ErrorKind {
         match self {
-            StoreError::DiskFull { .. } => ErrorKind::Busy,
+            StoreError::DiskFull { .. } | StoreError::LimitReached { .. } => ErrorKind::Busy,
             StoreError::Io { .. } | StoreError::Latched(_) => ErrorKind::Io,
             StoreError::ControlFile { .. }
             | StoreError::NewerFormat { .. }
@@ -80,6 +87,7 @@ impl StoreError {
             StoreError::Conflict { .. } => ErrorKind::Conflict,
             StoreError::NotFound => ErrorKind::NotFound,
             StoreError::Shutdown => ErrorKind::Shutdown,
+            StoreError::Archive(error) => error.kind(),
         }
     }
 

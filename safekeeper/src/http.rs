@@ -26,6 +26,7 @@ pub(crate) struct Api {
 
 pub(crate) fn router(api: Api) -> Router {
     Router::new()
+        .route("/v1/status", get(status))
         .route("/v1/timelines", get(list))
         .route("/v1/tenant/{tenant}/timeline/{timeline}", get(detail).delete(delete))
         .route("/v1/tenant/{tenant}/timeline/{timeline}/wal", get(wal))
@@ -54,7 +55,15 @@ struct TimelineInfo {
     start_lsn: Lsn,
     flush_lsn: Lsn,
     commit_lsn: Lsn,
+    /// The oldest position held here.
     trim_lsn: Lsn,
+    /// Before this it is in the archive; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    archived_lsn: Option<Lsn>,
+    /// Before this the pageserver has made what it makes of it durable; 0/0 until that is known here.
+    remote_consistent_lsn: Lsn,
+    /// How far the pageserver has read, likewise.
+    ingested_lsn: Lsn,
     pg_tli: u32,
     /// As text: it does not fit a JSON number.
     system_id: String,
@@ -62,6 +71,9 @@ struct TimelineInfo {
     configuration: Members,
     /// Why it refuses everything, when it does.
     latched: Option<String>,
+    /// Why the last append was refused for lack of room; absent once one is taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refusing: Option<String>,
 }
 
 impl TimelineInfo {
@@ -76,13 +88,55 @@ impl TimelineInfo {
             flush_lsn: status.flush_lsn,
             commit_lsn: status.commit_lsn,
             trim_lsn: status.trim_lsn,
+            archived_lsn: status.archived_lsn,
+            remote_consistent_lsn: status.horizon_lsn,
+            ingested_lsn: status.ingested_lsn,
             pg_tli: identity.pg_tli,
             system_id: identity.system_id.to_string(),
             pg_version: identity.pg_major,
             configuration: Members::of(&status.configuration),
             latched: status.latched,
+            refusing: status.refusing,
         }
     }
+}
+
+/// The safekeeper as a whole.
+#[derive(Serialize)]
+struct StatusInfo {
+    node_id: NodeId,
+    timelines: usize,
+    /// Those that could not be opened.
+    broken_timelines: usize,
+    disk: DiskInfo,
+    /// Where the log is archived; absent if nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    archive: Option<String>,
+}
+
+#[derive(Serialize)]
+struct DiskInfo {
+    /// What the log takes, and may take.
+    used_bytes: u64,
+    limit_bytes: u64,
+    /// What the file system has left; absent when it cannot be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    free_bytes: Option<u64>,
+}
+
+async fn status(State(api): State<Api>) -> Json<StatusInfo> {
+    let (timelines, room) = (&api.timelines, api.timelines.room());
+    Json(StatusInfo {
+        node_id: timelines.node(),
+        timelines: timelines.list().len(),
+        broken_timelines: timelines.broken(),
+        disk: DiskInfo {
+            used_bytes: room.used(),
+            limit_bytes: room.limit(),
+            free_bytes: timelines.free_bytes().ok(),
+        },
+        archive: timelines.archive().map(|archive| archive.describe()),
+    })
 }
 
 async fn list(State(api): State<Api>) -> Json<Vec<TimelineInfo>> {

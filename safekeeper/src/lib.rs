@@ -3,7 +3,7 @@
 //! ```text
 //! proposer_port ─► timeline (queue, group commit) ─► member (acceptor + control_file + wal_store) ─► answers
 //!                                      │
-//! walsender, http ◄── watermarks ──────┴── segments on disk, up to commit_lsn
+//! walsender, http ◄── watermarks ──────┴── segments on disk, up to commit_lsn ──► archive
 //! ```
 //!
 //! The rules are the `treering_consensus` crate's; [`member`] is where they meet the disk, and the only place that
@@ -12,12 +12,17 @@
 
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod control_file;
 pub mod error;
 mod http;
+mod log_reader;
 pub mod member;
 mod metrics;
+pub mod pace;
 mod proposer_port;
+pub mod room;
+pub mod segment_head;
 pub mod timeline;
 pub mod timelines;
 pub mod wal_store;
@@ -29,14 +34,24 @@ use anyhow::Context;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use treering_fs::RealFs;
+use treering_remote::retry::{Asking, Patience};
 use treering_types::NodeId;
 
 pub use metrics::Metrics;
 
-use crate::timelines::Timelines;
+use crate::{
+    archive::{Archive, ArchiveOptions, keeper::Keeper},
+    room::Room,
+    timelines::{Shared, Timelines},
+};
 
 /// After an accept failed (too many open files, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two tries to open what the disk had no room for.
+const OPEN_AGAIN_PAUSE: Duration = Duration::from_secs(5);
+/// Of one request to the object store: whoever reads waits for it, and what is put is put again.
+const ARCHIVE_PATIENCE: Patience =
+    Patience { attempts: 4, pause: Duration::from_millis(100), pause_max: Duration::from_secs(1) };
 /// How long connections may take to end of their own at a stop.
 const STOP_GRACE: Duration = Duration::from_secs(1);
 /// How long all tasks may take at a stop.
@@ -54,6 +69,12 @@ pub struct SafekeeperOptions {
     /// Where receivers connect, with Postgres's replication protocol.
     pub listen_pg: SocketAddr,
     pub listen_http: SocketAddr,
+    /// Most bytes of log that are kept in `data_dir`; `None`: four fifths of what its file system has.
+    pub disk_limit: Option<u64>,
+    /// How far the pageserver may be behind before log is taken more slowly; 0 for no limit.
+    pub lag_limit: u64,
+    /// Where the log goes for good; `None`: this disk and those of the other members are all there is.
+    pub archive: Option<ArchiveOptions>,
 }
 
 /// The addresses that are really listened on.
@@ -75,12 +96,22 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let _lock = lock(&options.data_dir)?;
     let metrics = Arc::new(Metrics::default());
+    let archive = options.archive.as_ref().map(open_archive).transpose()?.map(Arc::new);
+    let limit = match options.disk_limit {
+        Some(limit) => limit,
+        None => Room::default_limit(&RealFs, &options.data_dir)?,
+    };
     let timelines = Timelines::open(
         Arc::new(RealFs),
         options.data_dir.clone(),
         options.node_id,
+        Shared {
+            room: Room::of(limit),
+            archive: archive.clone(),
+            lag_limit: options.lag_limit,
+            metrics: metrics.clone(),
+        },
         stop.child_token(),
-        metrics.clone(),
     )
     .await?;
     let timelines = Arc::new(timelines);
@@ -89,7 +120,21 @@ pub async fn run(
     let http = listen(options.listen_http).await?;
     ready(Listening { wal: wal.local_addr()?, pg: pg.local_addr()?, http: http.local_addr()? });
 
+    let keeper = match (&archive, options.archive) {
+        (Some(archive), Some(options)) => {
+            let keeper = Keeper::new(archive.clone(), timelines.clone(), options);
+            let thread = std::thread::Builder::new().name("treering-archive".into());
+            Some(thread.spawn(move || keeper.run()).context("cannot start the archive's thread")?)
+        }
+        _ => None,
+    };
     let tasks = TaskTracker::new();
+    let (of, until) = (timelines.clone(), stop.clone());
+    tasks.spawn(async move {
+        while until.run_until_cancelled(tokio::time::sleep(OPEN_AGAIN_PAUSE)).await.is_some() {
+            of.open_what_was_full().await;
+        }
+    });
     let (of, by) = (timelines.clone(), tasks.clone());
     tasks.spawn(accept(wal, stop.clone(), by, move |stream, peer| {
         let ended = proposer_port::serve(stream, of.clone());
@@ -116,12 +161,28 @@ pub async fn run(
         }
     });
     stop.cancelled().await;
+    if let Some(archive) = &archive {
+        archive.stop();
+    }
     timelines.shut_down().await;
     tasks.close();
     if tokio::time::timeout(STOP_TIMEOUT, tasks.wait()).await.is_err() {
         tracing::warn!(connections = tasks.len(), "connections left open at stop");
     }
+    if let Some(keeper) = keeper {
+        let ended = tokio::task::spawn_blocking(move || keeper.join());
+        if !matches!(tokio::time::timeout(STOP_TIMEOUT, ended).await, Ok(Ok(Ok(())))) {
+            tracing::warn!("the object store has kept the archive waiting at stop");
+        }
+    }
     Ok(())
+}
+
+/// Nothing is asked of it yet, so a store that is away keeps nobody from starting.
+fn open_archive(options: &ArchiveOptions) -> anyhow::Result<Archive> {
+    let store = options.store.join(Arc::new(RealFs), rand::random())?;
+    tracing::info!(store = store.describe(), "log is archived");
+    Ok(Archive::new(store, Asking::new(ARCHIVE_PATIENCE)))
 }
 
 /// Holds the data directory for one process; released when the file is closed.

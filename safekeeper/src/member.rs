@@ -6,13 +6,17 @@
 //! - effects are carried out in order: the cut is synced before the history is persisted, the history before
 //!   the answer leaves.
 //!
-//! What a failure leaves: a full disk refuses with a reason, throws the state in memory away and starts again from
-//! what the disk holds; bytes that are no WAL likewise. Any other failure latches the timeline: after a failed
-//! sync nobody knows what the disk holds, and only opening anew may find out.
+//! What a failure leaves: appends for which there is no room are refused before anything is done. Where the disk fills
+//! up in the middle of a step, or bytes are no WAL, the state in memory is ahead of the disk; it is thrown away, and
+//! made again of what the disk holds, as soon as that can be done (`Adrift` until then). Any other failure latches the
+//! timeline: after a failed sync nobody knows what the disk holds, and only opening anew may find out.
 //!
 //! At open, the log is followed record by record from the persisted `commit_lsn`; whatever lies behind the last
 //! whole record is zeroed. What was found is synced first: the process that wrote it may have been killed before
 //! its own sync.
+
+mod log_end;
+mod trouble;
 
 use std::{
     path::{Path, PathBuf},
@@ -22,26 +26,24 @@ use std::{
 use bytes::Bytes;
 use treering_consensus::{
     Acceptor, AcceptorMessage, AdminRequest, AdminResponse, Configuration, Effect, Input, Promises,
-    ProposerId, ProposerMessage, Refusal, RefusalReason,
+    ProposerId, ProposerMessage, RefusalReason,
 };
 use treering_fs::{FileSystem, create_dir_durably};
 use treering_pgfmt::wal::reader::WalDecoder;
 use treering_types::{Lsn, NodeId, Term, WAL_SEGMENT_SIZE};
 
+use self::log_end::{check_committed_log_is_there, decoder_at, end_of_log, is_zero_behind};
 use crate::{
     control_file::{Control, Identity},
     error::StoreError,
-    wal_store::{WalFiles, WalStore, pg_major, segment_start},
+    room::{Room, Share},
+    segment_head::SegmentHead,
+    wal_store::{WalFiles, WalStore},
 };
 
 /// The commit position is persisted, for no promise's sake, when it has moved this far: it bounds the log that
 /// the next open has to follow.
 const COMMIT_PERSIST_BYTES: u64 = WAL_SEGMENT_SIZE;
-/// Appends are refused when the file system has less room than this: votes, cuts and the control file still need some.
-pub const DISK_RESERVE_BYTES: u64 = 64 * 1024 * 1024;
-/// Bytes read at once while the log is followed.
-const SCAN_BYTES: u64 = 1024 * 1024;
-
 /// An answer on its way to a proposer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Outgoing {
@@ -50,19 +52,46 @@ pub struct Outgoing {
 }
 
 /// A member's watermarks. All are record ends but `trim_lsn`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Status {
     pub term: Term,
     pub last_log_term: Term,
     pub start_lsn: Lsn,
     pub flush_lsn: Lsn,
     pub commit_lsn: Lsn,
-    /// The oldest position held.
+    /// The oldest position held here.
     pub trim_lsn: Lsn,
+    /// Before this, what was made of the log is durable at the pageserver, as far as is known here.
+    pub horizon_lsn: Lsn,
+    /// How far the pageserver has read the log, as far as is known here.
+    pub ingested_lsn: Lsn,
+    /// Before this the log is in the archive, as far as is known here; `None` without an archive.
+    pub archived_lsn: Option<Lsn>,
     /// Who decides, as far as this member knows.
     pub configuration: Configuration,
     /// Why the timeline refuses everything, when it does.
     pub latched: Option<String>,
+    /// Why the last append was refused for lack of room, until one is taken again.
+    pub refusing: Option<String>,
+}
+
+/// Whether the state in memory may be used.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Health {
+    Sound,
+    /// It is ahead of the disk, and has to be made again from there first.
+    Adrift,
+    /// Nobody knows what the disk holds, and why.
+    Latched(String),
+}
+
+/// What need not be held here any more, because it is durable elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Elsewhere {
+    /// Before this, in one form or another.
+    pub lsn: Lsn,
+    /// The log itself, so that it can be read from there: all of it may go while nobody writes.
+    pub has_log: bool,
 }
 
 /// See the module's head.
@@ -79,7 +108,9 @@ pub struct Member {
     /// What the control file holds.
     persisted: Promises,
     trim_lsn: Lsn,
-    latched: Option<String>,
+    health: Health,
+    refusing: Option<String>,
+    share: Share,
 }
 
 impl Member {
@@ -95,10 +126,10 @@ impl Member {
         let mut decoder = decoder_at(&identity, start_lsn)?;
         decoder.next_record().map_err(StoreError::NotWal)?;
         create_dir_durably(&*fs, directory).map_err(StoreError::io("create", directory))?;
-        let files = WalFiles::new(fs.clone(), directory.to_path_buf(), identity.pg_tli);
-        let mut store = WalStore::new(files);
+        let head = SegmentHead::new(&identity, start_lsn)?;
+        let mut store = WalStore::new(WalFiles::new(fs.clone(), directory.to_path_buf(), head));
+        // What a creation left that did not come to its end.
         store.truncate(start_lsn.segment_start())?;
-        store.create(&identity, start_lsn)?;
         let promises = Promises::at(start_lsn);
         Control { identity, promises, trim_lsn: start_lsn }.write(&*fs, directory)?;
         Member::open(fs, directory, node)
@@ -111,7 +142,8 @@ impl Member {
         node: NodeId,
     ) -> Result<Member, StoreError> {
         let Control { identity, promises, trim_lsn } = Control::read(&*fs, directory)?;
-        let files = WalFiles::new(fs.clone(), directory.to_path_buf(), identity.pg_tli);
+        let head = SegmentHead::new(&identity, promises.start_lsn)?;
+        let files = WalFiles::new(fs.clone(), directory.to_path_buf(), head);
         check_committed_log_is_there(&files, &promises, trim_lsn)?;
         let flush_lsn = end_of_log(&files, &identity, promises.commit_lsn)?;
         let mut store = WalStore::new(files);
@@ -119,7 +151,10 @@ impl Member {
         if !is_zero_behind(store.files(), flush_lsn)? {
             store.truncate(flush_lsn)?;
         }
-        store.remove_before(trim_lsn)?;
+        match flush_lsn == trim_lsn {
+            true => store.remove_all()?,
+            false => store.remove_before(trim_lsn)?,
+        }
         let decoder = decoder_at(&identity, flush_lsn)?;
         Ok(Member {
             fs,
@@ -132,8 +167,21 @@ impl Member {
             decoder,
             has_unsynced: false,
             trim_lsn,
-            latched: None,
+            health: Health::Sound,
+            refusing: None,
+            share: Room::of(u64::MAX).share(),
         })
+    }
+
+    /// Charges what the log takes to `room`, and keeps to its limit.
+    pub fn charged_to(mut self, room: &Arc<Room>) -> Member {
+        self.share = room.share();
+        self.charge();
+        self
+    }
+
+    fn charge(&mut self) {
+        self.share.set(self.acceptor.write_lsn().0.saturating_sub(self.trim_lsn.0));
     }
 
     pub fn identity(&self) -> &Identity {
@@ -146,15 +194,28 @@ impl Member {
     }
 
     pub fn status(&self) -> Status {
+        let promises = match self.health {
+            // What is not on disk was promised to nobody.
+            Health::Adrift => &self.persisted,
+            Health::Sound | Health::Latched(_) => self.acceptor.promises(),
+        };
+        let flush_lsn = self.acceptor.flush_lsn();
         Status {
-            term: self.acceptor.term(),
-            last_log_term: self.acceptor.last_log_term(),
-            start_lsn: self.acceptor.promises().start_lsn,
-            flush_lsn: self.acceptor.flush_lsn(),
+            term: promises.term,
+            last_log_term: promises.history.last_term_at(flush_lsn),
+            start_lsn: promises.start_lsn,
+            flush_lsn,
             commit_lsn: self.acceptor.commit_lsn(),
             trim_lsn: self.trim_lsn,
-            configuration: self.acceptor.promises().configuration.clone(),
-            latched: self.latched.clone(),
+            horizon_lsn: Lsn::INVALID,
+            ingested_lsn: Lsn::INVALID,
+            archived_lsn: None,
+            configuration: promises.configuration.clone(),
+            latched: match &self.health {
+                Health::Latched(reason) => Some(reason.clone()),
+                Health::Sound | Health::Adrift => None,
+            },
+            refusing: self.refusing.clone(),
         }
     }
 
@@ -181,7 +242,7 @@ impl Member {
     /// Does what who changes the configuration asks for; what the answer says is durable.
     pub fn administer(&mut self, request: AdminRequest) -> Result<AdminResponse, StoreError> {
         let mut out = Vec::new();
-        let done = self.check_latch().and_then(|()| {
+        let done = self.make_usable().and_then(|()| {
             // As with every message but appends: nothing is said over unsynced bytes.
             self.flush(&mut out)?;
             self.step(Input::Administered(request), &mut out)
@@ -190,7 +251,7 @@ impl Member {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => unreachable!("every request is answered"),
             Err(error) => {
-                if self.latched.is_none() {
+                if self.health == Health::Sound {
                     let timeline = self.identity.timeline;
                     tracing::error!(%error, %timeline, "configuration not taken over");
                     self.recover(&error);
@@ -202,22 +263,37 @@ impl Member {
 
     /// Persists the commit position if the control file has an older one: at a quiet moment, and before a stop.
     pub fn persist_commit(&mut self) -> Result<(), StoreError> {
-        self.check_latch()?;
+        self.make_usable()?;
         if self.acceptor.commit_lsn() == self.persisted.commit_lsn {
             return Ok(());
         }
         self.persist(self.acceptor.promises().clone(), self.trim_lsn)
     }
 
-    /// Removes whole segments before min(`horizon`, commit), keeping the one that holds it.
-    pub fn trim(&mut self, horizon: Lsn) -> Result<(), StoreError> {
-        self.check_latch()?;
-        let limit = horizon.min(self.acceptor.commit_lsn()).segment_start();
+    /// Removes what is committed and durable elsewhere: whole segments; if `is_asleep`, nobody writes or is about to,
+    /// and all of the log can be read elsewhere, all of it. The next append then begins a segment's file in its middle.
+    pub fn trim(&mut self, elsewhere: Elsewhere, is_asleep: bool) -> Result<(), StoreError> {
+        self.make_usable()?;
+        let limit = elsewhere.lsn.min(self.acceptor.commit_lsn());
+        let is_all = is_asleep && elsewhere.has_log && limit == self.acceptor.write_lsn();
+        let limit = if is_all { limit } else { limit.segment_start() };
         if limit <= self.trim_lsn {
             return Ok(());
         }
-        self.persist(self.acceptor.promises().clone(), limit)?;
-        self.store.remove_before(limit)
+        if let Err(error) = self.persist(self.acceptor.promises().clone(), limit) {
+            if error.refusal_reason() == RefusalReason::DiskFull {
+                // Not even a control file has room. What the last one needs not is removed to make some.
+                let vouched = limit.min(self.persisted.commit_lsn);
+                self.store.remove_before(vouched)?;
+            }
+            return Err(error);
+        }
+        match is_all {
+            true => self.store.remove_all()?,
+            false => self.store.remove_before(limit)?,
+        }
+        self.charge();
+        Ok(())
     }
 
     fn receive(
@@ -226,19 +302,27 @@ impl Member {
         message: ProposerMessage,
         out: &mut Vec<Outgoing>,
     ) -> Result<(), StoreError> {
-        self.check_latch()?;
+        self.make_usable()?;
+        let mut is_append = false;
         match &message {
-            // One look at the disk and one sync for all appends of a batch.
             ProposerMessage::Append(append) if !append.bytes.is_empty() => {
-                if !self.has_unsynced {
-                    self.check_room()?;
+                if let Err(error) = self.take_room(append.bytes.len() as u64) {
+                    self.refuse_for_room(from, &error, out);
+                    return Ok(());
                 }
+                is_append = true;
             }
             // Commits what is synced, and the rest once it is.
             ProposerMessage::Commit(_) => {}
             _ => self.flush(out)?,
         }
-        self.step(Input::Received { from, message }, out).map(drop)
+        self.step(Input::Received { from, message }, out)?;
+        // An append may not have been taken, and what a proposer cuts off is room again.
+        self.charge();
+        if is_append && self.has_unsynced && self.refusing.take().is_some() {
+            tracing::info!(timeline = %self.identity.timeline, "there is room for the log again");
+        }
+        Ok(())
     }
 
     fn step(
@@ -257,17 +341,6 @@ impl Member {
             }
         }
         Ok(answer)
-    }
-
-    fn check_room(&self) -> Result<(), StoreError> {
-        match self.fs.free_bytes(&self.directory) {
-            Ok(free) if free < DISK_RESERVE_BYTES => {
-                let path = self.directory.display().to_string();
-                Err(StoreError::DiskFull { what: "append to", path })
-            }
-            Ok(_) => Ok(()),
-            Err(error) => Err(StoreError::io("ask for the room at", &self.directory)(error)),
-        }
     }
 
     fn write(&mut self, lsn: Lsn, bytes: &Bytes) -> Result<(), StoreError> {
@@ -302,118 +375,14 @@ impl Member {
 
     fn persist_commit_if_far(&mut self) -> Result<(), StoreError> {
         let moved = self.acceptor.commit_lsn().bytes_since(self.persisted.commit_lsn);
-        if self.latched.is_some() || moved.unwrap_or(0) < COMMIT_PERSIST_BYTES {
+        if self.health != Health::Sound || moved.unwrap_or(0) < COMMIT_PERSIST_BYTES {
             return Ok(());
         }
         self.persist_commit()
     }
-
-    fn check_latch(&self) -> Result<(), StoreError> {
-        match &self.latched {
-            Some(reason) => Err(StoreError::Latched(reason.clone())),
-            None => Ok(()),
-        }
-    }
-
-    fn fail(&mut self, from: ProposerId, error: &StoreError, out: &mut Vec<Outgoing>) {
-        let reason = error.refusal_reason();
-        if self.latched.is_none() {
-            tracing::error!(%error, timeline = %self.identity.timeline, "append refused");
-            self.recover(error);
-        }
-        let refusal = Refusal { reason, text: error.to_string() };
-        out.push(Outgoing { to: from, message: AcceptorMessage::Refusal(refusal) });
-    }
-
-    /// The acceptor's state is ahead of the disk: goes back to what the disk holds, or latches.
-    fn recover(&mut self, error: &StoreError) {
-        let may_go_on =
-            matches!(error.refusal_reason(), RefusalReason::DiskFull | RefusalReason::Invalid);
-        if !may_go_on {
-            self.latched = Some(error.to_string());
-            self.has_unsynced = false;
-            return;
-        }
-        let commit_lsn = self.acceptor.commit_lsn();
-        match Member::open(self.fs.clone(), &self.directory, self.node) {
-            Ok(mut reopened) => {
-                // The control file may hold an older commit position; what readers were told stays.
-                let promises = Promises { commit_lsn, ..reopened.persisted.clone() };
-                let flush_lsn = reopened.acceptor.flush_lsn();
-                reopened.acceptor = Acceptor::open(self.node, promises, flush_lsn);
-                *self = reopened;
-            }
-            Err(error) => {
-                self.latched = Some(error.to_string());
-                self.has_unsynced = false;
-            }
-        }
-    }
 }
 
-fn decoder_at(identity: &Identity, lsn: Lsn) -> Result<WalDecoder, StoreError> {
-    let major = pg_major(identity.pg_major)?;
-    Ok(WalDecoder::new(major, lsn).with_system_id(identity.system_id))
-}
-
-fn check_committed_log_is_there(
-    files: &WalFiles,
-    promises: &Promises,
-    trim_lsn: Lsn,
-) -> Result<(), StoreError> {
-    let commit_lsn = promises.commit_lsn;
-    if commit_lsn == promises.start_lsn || commit_lsn == trim_lsn {
-        return Ok(());
-    }
-    let last = Lsn(commit_lsn.0 - 1).segment_number();
-    if files.segments()?.contains(&last) {
-        return Ok(());
-    }
-    Err(StoreError::LogTooShort { commit_lsn })
-}
-
-/// The end of the last whole record that follows `from`, a record end.
-fn end_of_log(files: &WalFiles, identity: &Identity, from: Lsn) -> Result<Lsn, StoreError> {
-    let mut decoder = decoder_at(identity, from)?;
-    let segments = files.segments()?;
-    let mut at = from;
-    while segments.contains(&at.segment_number()) {
-        let to = Lsn(at.0 + SCAN_BYTES).min(segment_start(at.segment_number() + 1));
-        decoder.feed(&files.read(at, to)?);
-        at = to;
-        loop {
-            match decoder.next_record() {
-                Ok(Some(_)) => {}
-                Ok(None) => break,
-                // Zeros, a torn record, or what an older log left: the log ends before it.
-                Err(_) => return Ok(decoder.position()),
-            }
-        }
-    }
-    Ok(decoder.position())
-}
-
-fn is_zero_behind(files: &WalFiles, end: Lsn) -> Result<bool, StoreError> {
-    let segments = files.segments()?;
-    if segments.iter().any(|segment| segment_start(*segment) >= end) {
-        return Ok(false);
-    }
-    if !segments.contains(&end.segment_number()) {
-        return Ok(true);
-    }
-    let zeros = vec![0; SCAN_BYTES as usize];
-    let mut at = end;
-    let segment_end = segment_start(end.segment_number() + 1);
-    while at < segment_end {
-        let to = Lsn(at.0 + SCAN_BYTES).min(segment_end);
-        // As one comparison: byte by byte this would be most of the time that an open takes.
-        if files.read(at, to)? != zeros[..(to.0 - at.0) as usize] {
-            return Ok(false);
-        }
-        at = to;
-    }
-    Ok(true)
-}
-
+#[cfg(test)]
+mod room_tests;
 #[cfg(test)]
 mod tests;

@@ -1,15 +1,23 @@
 //! What `/metrics` tells, in Prometheus's base units.
 
-use std::time::Instant;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::Gauge,
+        histogram::Histogram,
+    },
     registry::{Registry, Unit},
 };
 use treering_consensus::{AcceptorMessage, ProposerId, ProposerMessage};
 
-use crate::{member::Outgoing, timelines::Timelines};
+use crate::{archive::Archive, member::Outgoing, timeline::Timeline, timelines::Timelines};
 
 /// Upper bounds of the write histogram's buckets, in seconds: a batch is one write and one sync.
 const WRITE_SECONDS: [f64; 11] =
@@ -76,6 +84,10 @@ impl Metrics {
         let seconds = self.write_seconds.clone();
         let help = "One write and sync of queued appends";
         r.register_with_unit("wal_write", help, Unit::Seconds, seconds);
+        register_disk(r, timelines);
+        if let Some(archive) = timelines.archive() {
+            register_archive(r, archive);
+        }
         let broken = Gauge::<i64>::default();
         broken.set(timelines.broken() as i64);
         r.register("timelines_broken", "Timelines that could not be opened", broken);
@@ -87,9 +99,43 @@ impl Metrics {
     }
 }
 
+fn register_disk(registry: &mut Registry, timelines: &Timelines) {
+    let mut register = |name: &str, help: &str, value: u64| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        registry.register_with_unit(name, help, Unit::Bytes, gauge);
+    };
+    let room = timelines.room();
+    register("disk_used", "Log on this disk", room.used());
+    register("disk_limit", "Most log that this disk may hold", room.limit());
+    if let Ok(free) = timelines.free_bytes() {
+        register("disk_free", "Left on the file system", free);
+    }
+    let refusing = Gauge::<i64>::default();
+    let refuses = |timeline: &std::sync::Arc<Timeline>| timeline.status().refusing.is_some();
+    refusing.set(timelines.list().iter().filter(|timeline| refuses(timeline)).count() as i64);
+    let help = "Timelines whose last append was refused for lack of room";
+    registry.register("timelines_without_room", help, refusing);
+}
+
+fn register_archive(registry: &mut Registry, archive: &Archive) {
+    let of = |count: &AtomicU64| ConstCounter::new(count.load(Ordering::Relaxed));
+    let c = &archive.counters;
+    let bytes = || Unit::Bytes;
+    let put = "Log put into the archive, packed";
+    registry.register_with_unit("archive_put", put, bytes(), of(&c.put_bytes));
+    let fetched = "Log read from the archive, packed";
+    registry.register_with_unit("archive_fetched", fetched, bytes(), of(&c.fetched_bytes));
+    registry.register("archive_put_objects", "Pieces of log put", of(&c.put_objects));
+    registry.register("archive_deleted_objects", "Pieces of log deleted", of(&c.deleted_objects));
+    let failures = "Tries to bring a timeline's archive up to date that failed";
+    registry.register("archive_failures", failures, of(&c.failures));
+}
+
 fn register_watermarks(registry: &mut Registry, timelines: &Timelines) {
     let family = Family::<TimelineLabels, Gauge>::default;
     let (commit, flush, trim, term) = (family(), family(), family(), family());
+    let (archived, horizon, ingested) = (family(), family(), family());
     for timeline in timelines.list() {
         let (identity, status) = (timeline.identity(), timeline.status());
         let labels = TimelineLabels {
@@ -100,14 +146,24 @@ fn register_watermarks(registry: &mut Registry, timelines: &Timelines) {
         flush.get_or_create(&labels).set(status.flush_lsn.0 as i64);
         trim.get_or_create(&labels).set(status.trim_lsn.0 as i64);
         term.get_or_create(&labels).set(status.term.0 as i64);
+        horizon.get_or_create(&labels).set(status.horizon_lsn.0 as i64);
+        ingested.get_or_create(&labels).set(status.ingested_lsn.0 as i64);
+        if let Some(lsn) = status.archived_lsn {
+            archived.get_or_create(&labels).set(lsn.0 as i64);
+        }
     }
     registry.register("commit_lsn", "Known to be on a majority", commit);
     registry.register("flush_lsn", "On this disk", flush);
     registry.register("trim_lsn", "Oldest position held", trim);
     registry.register("term", "Epoch of the writer", term);
+    registry.register("archived_lsn", "Before this the log is in the archive", archived);
+    let help = "Before this the pageserver has what it makes of the log in the object store";
+    registry.register("remote_consistent_lsn", help, horizon);
+    registry.register("ingested_lsn", "How far the pageserver has read", ingested);
 }
 
-fn append_bytes(message: &ProposerMessage) -> usize {
+/// Bytes of log in a message.
+pub(crate) fn append_bytes(message: &ProposerMessage) -> usize {
     match message {
         ProposerMessage::Append(append) => append.bytes.len(),
         ProposerMessage::Greeting(_)

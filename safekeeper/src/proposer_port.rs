@@ -22,6 +22,7 @@ use treering_consensus::{
 
 use crate::{
     error::StoreError,
+    metrics::append_bytes,
     timeline::{ANSWERS, ConnectionId, Request, Timeline},
     timelines::Timelines,
 };
@@ -121,7 +122,14 @@ async fn read_messages(
     request: impl Fn(ProposerMessage) -> Request,
 ) -> Result<(), PortError> {
     while let Some(message) = reader.next().await? {
+        let bytes = append_bytes(&message);
         timeline.send(request(message)).await?;
+        if bytes > 0 {
+            let pause = timeline.pause_after(bytes as u64);
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+        }
     }
     Ok(())
 }

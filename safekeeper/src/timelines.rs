@@ -1,8 +1,9 @@
 //! All timelines of a safekeeper: found at start, created by a proposer's greeting, deleted by an operator.
 //!
 //! `<data_dir>/<tenant>/<timeline>/` holds `control` and the segments. A deleted timeline leaves a `deleted` mark
-//! behind, so that a proposer which has not heard of it cannot bring it back empty. One that cannot be opened
-//! stays closed and is reported; the others are served.
+//! behind, so that a proposer which has not heard of it cannot bring it back empty; as long as the object store may hold
+//! some of its log, the mark says so. One that cannot be opened
+//! stays closed and is reported; the others are served. Where it was for lack of room, it is tried again.
 
 use std::{
     collections::BTreeMap,
@@ -16,18 +17,22 @@ use std::{
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use treering_consensus::Greeting;
-use treering_fs::{FileSystem, write_atomically};
-use treering_types::{NodeId, TenantId, TimelineId};
+use treering_fs::{FileSystem, read_file, write_atomically};
+use treering_types::{ErrorKind, NodeId, TenantId, TimelineId};
 
 use crate::{
+    archive::Archive,
     control_file::{CONTROL_FILE, Identity},
     error::StoreError,
     member::Member,
     metrics::Metrics,
+    room::Room,
     timeline::{ConnectionId, Timeline, run_blocking},
 };
 
 const DELETED_MARK: &str = "deleted";
+/// What stands in the mark while the archive may hold some of the log; else it is empty.
+const OBJECTS_LEFT: &[u8] = b"archive\n";
 
 type Key = (TenantId, TimelineId);
 
@@ -35,8 +40,25 @@ type Key = (TenantId, TimelineId);
 enum Slot {
     Open(Arc<Timeline>),
     /// It could not be opened: why.
-    Broken(Arc<str>),
-    Deleted,
+    Broken {
+        reason: Arc<str>,
+        /// It may be opened once there is room.
+        is_full: bool,
+    },
+    Deleted {
+        has_objects: bool,
+    },
+}
+
+/// What all timelines of a safekeeper have in common.
+#[derive(Clone)]
+pub struct Shared {
+    /// What they may take of the disk.
+    pub room: Arc<Room>,
+    pub archive: Option<Arc<Archive>>,
+    /// See [`SafekeeperOptions::lag_limit`](crate::SafekeeperOptions::lag_limit).
+    pub lag_limit: u64,
+    pub metrics: Arc<Metrics>,
 }
 
 /// The timelines of one data directory.
@@ -44,12 +66,12 @@ pub struct Timelines {
     fs: Arc<dyn FileSystem>,
     data_dir: PathBuf,
     node: NodeId,
+    shared: Shared,
     slots: Mutex<BTreeMap<Key, Slot>>,
     /// Held while a timeline is created or deleted.
     changing: tokio::sync::Mutex<()>,
     connections: AtomicU64,
     stop: CancellationToken,
-    metrics: Arc<Metrics>,
 }
 
 impl Timelines {
@@ -58,18 +80,18 @@ impl Timelines {
         fs: Arc<dyn FileSystem>,
         data_dir: PathBuf,
         node: NodeId,
+        shared: Shared,
         stop: CancellationToken,
-        metrics: Arc<Metrics>,
     ) -> Result<Timelines, StoreError> {
         let timelines = Timelines {
             fs,
             data_dir,
             node,
+            shared,
             slots: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             connections: AtomicU64::new(0),
             stop,
-            metrics,
         };
         let (fs, data_dir) = (timelines.fs.clone(), timelines.data_dir.clone());
         let found = run_blocking(move || find(&*fs, &data_dir)).await??;
@@ -91,17 +113,34 @@ impl Timelines {
         let opened = run_blocking(move || open_directory(fs, &directory, node)).await;
         match opened.and_then(|opened| opened) {
             Ok(Opened::Member(member)) => Some(Slot::Open(self.run(*member))),
-            Ok(Opened::Deleted) => Some(Slot::Deleted),
+            Ok(Opened::Deleted { has_objects }) => Some(Slot::Deleted { has_objects }),
             Ok(Opened::Nothing) => None,
             Err(error) => {
                 tracing::error!(%error, timeline = %key.1, "timeline stays closed");
-                Some(Slot::Broken(error.to_string().into()))
+                let is_full = error.kind() == ErrorKind::Busy;
+                Some(Slot::Broken { reason: error.to_string().into(), is_full })
+            }
+        }
+    }
+
+    /// Opens what could not be opened for lack of room.
+    pub async fn open_what_was_full(&self) {
+        let _guard = self.changing.lock().await;
+        let waits = |slot: &Slot| matches!(slot, Slot::Broken { is_full: true, .. });
+        let waiting: Vec<Key> = {
+            let slots = self.slots.lock();
+            slots.iter().filter(|(_, slot)| waits(slot)).map(|(key, _)| *key).collect()
+        };
+        for key in waiting {
+            if let Some(slot) = self.load(key).await {
+                self.slots.lock().insert(key, slot);
             }
         }
     }
 
     fn run(&self, member: Member) -> Arc<Timeline> {
-        Arc::new(Timeline::start(member, self.stop.child_token(), self.metrics.clone()))
+        let member = member.charged_to(&self.shared.room);
+        Arc::new(Timeline::start(member, self.shared.clone(), self.stop.child_token()))
     }
 
     /// All open timelines, in order of their ids.
@@ -109,14 +148,14 @@ impl Timelines {
         let slots = self.slots.lock();
         let open = slots.values().filter_map(|slot| match slot {
             Slot::Open(timeline) => Some(timeline.clone()),
-            Slot::Broken(_) | Slot::Deleted => None,
+            Slot::Broken { .. } | Slot::Deleted { .. } => None,
         });
         open.collect()
     }
 
     /// Timelines that could not be opened.
     pub fn broken(&self) -> usize {
-        self.slots.lock().values().filter(|slot| matches!(slot, Slot::Broken(_))).count()
+        self.slots.lock().values().filter(|slot| matches!(slot, Slot::Broken { .. })).count()
     }
 
     /// # Errors
@@ -124,8 +163,8 @@ impl Timelines {
     pub fn get(&self, tenant: TenantId, timeline: TimelineId) -> Result<Arc<Timeline>, StoreError> {
         match self.slots.lock().get(&(tenant, timeline)) {
             Some(Slot::Open(timeline)) => Ok(timeline.clone()),
-            Some(Slot::Broken(reason)) => Err(StoreError::Latched(reason.to_string())),
-            Some(Slot::Deleted) => Err(StoreError::Deleted),
+            Some(Slot::Broken { reason, .. }) => Err(StoreError::Latched(reason.to_string())),
+            Some(Slot::Deleted { .. }) => Err(StoreError::Deleted),
             None => Err(StoreError::NotFound),
         }
     }
@@ -170,24 +209,62 @@ impl Timelines {
         Ok(timeline)
     }
 
-    /// Stops a timeline and removes its files; done already is done. What remains is the mark.
+    /// Stops a timeline and removes its files; done already is done. What remains is the mark. Its log in the archive goes
+    /// later, when the store answers.
     pub async fn delete(&self, tenant: TenantId, timeline: TimelineId) -> Result<(), StoreError> {
         let key = (tenant, timeline);
         let _guard = self.changing.lock().await;
         let slot = self.slots.lock().get(&key).cloned();
         match slot {
             None => return Err(StoreError::NotFound),
-            Some(Slot::Deleted) => return Ok(()),
+            Some(Slot::Deleted { .. }) => return Ok(()),
             Some(Slot::Open(open)) => open.shut_down().await,
-            Some(Slot::Broken(_)) => {}
+            Some(Slot::Broken { .. }) => {}
         }
         let (fs, directory) = (self.fs.clone(), self.directory(key));
-        run_blocking(move || mark_deleted(&*fs, &directory)).await??;
-        self.slots.lock().insert(key, Slot::Deleted);
+        let has_objects = self.shared.archive.is_some();
+        run_blocking(move || mark_deleted(&*fs, &directory, has_objects)).await??;
+        self.slots.lock().insert(key, Slot::Deleted { has_objects: false });
         let (fs, directory) = (self.fs.clone(), self.directory(key));
         run_blocking(move || remove_content(&*fs, &directory)).await??;
+        // From here on the mark is the archive keeper's.
+        self.slots.lock().insert(key, Slot::Deleted { has_objects });
         tracing::info!(%timeline, "timeline deleted");
         Ok(())
+    }
+
+    /// Deleted timelines whose log may be in the archive.
+    pub(crate) fn with_objects_left(&self) -> Vec<(TenantId, TimelineId)> {
+        let slots = self.slots.lock();
+        let is_left = |slot: &Slot| matches!(slot, Slot::Deleted { has_objects: true });
+        slots.iter().filter(|(_, slot)| is_left(slot)).map(|(key, _)| *key).collect()
+    }
+
+    /// Notes that nothing of a deleted timeline is in the archive any more.
+    pub(crate) fn note_objects_gone(&self, key: (TenantId, TimelineId)) -> Result<(), StoreError> {
+        mark_deleted(&*self.fs, &self.directory(key), false)?;
+        self.slots.lock().insert(key, Slot::Deleted { has_objects: false });
+        Ok(())
+    }
+
+    pub(crate) fn archive(&self) -> Option<&Archive> {
+        self.shared.archive.as_deref()
+    }
+
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// What the log may take of the disk, and takes.
+    pub fn room(&self) -> &Room {
+        &self.shared.room
+    }
+
+    /// What the file system has left.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        self.fs
+            .free_bytes(&self.data_dir)
+            .map_err(StoreError::io("ask for the room at", &self.data_dir))
     }
 
     pub(crate) fn next_connection(&self) -> ConnectionId {
@@ -205,7 +282,7 @@ impl Timelines {
 
 enum Opened {
     Member(Box<Member>),
-    Deleted,
+    Deleted { has_objects: bool },
     Nothing,
 }
 
@@ -220,7 +297,9 @@ fn open_directory(
     };
     if exists(DELETED_MARK)? {
         remove_content(&*fs, directory)?;
-        return Ok(Opened::Deleted);
+        let mark = directory.join(DELETED_MARK);
+        let content = read_file(&*fs, &mark).map_err(StoreError::io("read", &mark))?;
+        return Ok(Opened::Deleted { has_objects: !content.is_empty() });
     }
     if !exists(CONTROL_FILE)? {
         return Ok(Opened::Nothing);
@@ -228,9 +307,14 @@ fn open_directory(
     Member::open(fs, directory, node).map(Box::new).map(Opened::Member)
 }
 
-fn mark_deleted(fs: &dyn FileSystem, directory: &Path) -> Result<(), StoreError> {
+fn mark_deleted(
+    fs: &dyn FileSystem,
+    directory: &Path,
+    has_objects: bool,
+) -> Result<(), StoreError> {
     let path = directory.join(DELETED_MARK);
-    write_atomically(fs, &path, b"").map_err(StoreError::io("write", &path))
+    let content = if has_objects { OBJECTS_LEFT } else { b"" };
+    write_atomically(fs, &path, content).map_err(StoreError::io("write", &path))
 }
 
 fn remove_content(fs: &dyn FileSystem, directory: &Path) -> Result<(), StoreError> {

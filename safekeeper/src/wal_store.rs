@@ -1,7 +1,8 @@
 //! A timeline's WAL as ordinary 16 MiB segment files.
 //!
 //! Files are named as Postgres names them, have their full length from the beginning (sparse: room is taken as it is
-//! written), and hold zeros where nothing was written. What this module promises:
+//! written), and hold zeros where nothing was written. In front of the timeline's start nothing is stored; readers get
+//! what [`SegmentHead`] makes up. What this module promises:
 //! - after [`WalStore::sync`] everything written so far, and the names of the files, survive a crash;
 //! - after [`WalStore::truncate`] there is nothing but zeros behind the cut, and that is synced;
 //! - it never looks into the bytes; where records end is its caller's knowledge.
@@ -14,13 +15,10 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use treering_fs::{File, FileSystem, OpenMode};
-use treering_pgfmt::{
-    version::PgMajor,
-    wal::{encode, page_header},
-};
-use treering_types::{Lsn, WAL_PAGE_SIZE, WAL_SEGMENT_SIZE};
+use treering_pgfmt::version::PgMajor;
+use treering_types::{Lsn, WAL_SEGMENT_SIZE};
 
-use crate::{control_file::Identity, error::StoreError};
+use crate::{error::StoreError, segment_head::SegmentHead};
 
 /// Where a timeline's segments are. Readers and the writer share nothing else: bytes at or before a record end
 /// that was reported never change, and segments are only ever removed whole.
@@ -28,16 +26,17 @@ use crate::{control_file::Identity, error::StoreError};
 pub struct WalFiles {
     fs: Arc<dyn FileSystem>,
     directory: PathBuf,
-    pg_tli: u32,
+    /// In front of the timeline's start.
+    head: SegmentHead,
 }
 
 impl WalFiles {
-    pub fn new(fs: Arc<dyn FileSystem>, directory: PathBuf, pg_tli: u32) -> WalFiles {
-        WalFiles { fs, directory, pg_tli }
+    pub fn new(fs: Arc<dyn FileSystem>, directory: PathBuf, head: SegmentHead) -> WalFiles {
+        WalFiles { fs, directory, head }
     }
 
     fn path(&self, segment: u64) -> PathBuf {
-        self.directory.join(segment_start(segment).segment_file_name(self.pg_tli))
+        self.directory.join(segment_start(segment).segment_file_name(self.head.pg_tli()))
     }
 
     /// Numbers of the segments on disk, ascending.
@@ -45,12 +44,13 @@ impl WalFiles {
         let names =
             self.fs.list(&self.directory).map_err(StoreError::io("list", &self.directory))?;
         let mut numbers: Vec<u64> =
-            names.iter().filter_map(|name| segment_number(name, self.pg_tli)).collect();
+            names.iter().filter_map(|name| segment_number(name, self.head.pg_tli())).collect();
         numbers.sort_unstable();
         Ok(numbers)
     }
 
-    /// Reads `from..to`. Zeros stand for bytes that a shorter file lacks.
+    /// Reads `from..to`. Zeros stand for bytes that a shorter file lacks. In front of the timeline's start a file is not
+    /// looked at: those of earlier versions hold there what is made up now.
     ///
     /// # Errors
     /// [`StoreError::Trimmed`] when a segment is not there.
@@ -58,8 +58,13 @@ impl WalFiles {
         let mut out = BytesMut::with_capacity(to.bytes_since(from).unwrap_or(0) as usize);
         let mut at = from;
         while at < to {
-            let end = to.min(segment_start(at.segment_number() + 1));
-            self.read_within_segment(at, (end.0 - at.0) as usize, &mut out)?;
+            let mut end = to.min(segment_start(at.segment_number() + 1));
+            if self.head.covers(at) {
+                end = end.min(self.head.until());
+                self.head.read(at, end, &mut out);
+            } else {
+                self.read_within_segment(at, (end.0 - at.0) as usize, &mut out)?;
+            }
             at = end;
         }
         Ok(out.freeze())
@@ -83,6 +88,9 @@ impl WalFiles {
         let there = file_len.saturating_sub(at.segment_offset()).min(len as u64) as usize;
         let start = out.len();
         out.put_bytes(0, len);
+        if there == 0 {
+            return Ok(());
+        }
         let target = &mut out[start..start + there];
         file.read_exact_at(target, at.segment_offset()).map_err(StoreError::io("read", &path))
     }
@@ -108,22 +116,13 @@ impl WalStore {
         &self.files
     }
 
-    /// Makes the first segment of a timeline that begins at `start_lsn`. Durable on return.
-    pub fn create(&mut self, identity: &Identity, start_lsn: Lsn) -> Result<(), StoreError> {
-        let head = segment_head(identity, start_lsn)?;
-        if !head.is_empty() {
-            self.write(start_lsn.segment_start(), &head)?;
-        }
-        self.sync()
-    }
-
     /// Writes bytes; not durable before [`WalStore::sync`].
     pub fn write(&mut self, lsn: Lsn, bytes: &[u8]) -> Result<(), StoreError> {
         let (mut at, mut rest) = (lsn, bytes);
         while !rest.is_empty() {
             let room = WAL_SEGMENT_SIZE - at.segment_offset();
             let (now, later) = rest.split_at(rest.len().min(room as usize));
-            let file = self.segment(at.segment_number())?;
+            let file = self.segment(at)?;
             let path = self.files.path(at.segment_number());
             file.write_all_at(now, at.segment_offset()).map_err(StoreError::io("write", &path))?;
             (at, rest) = (at + now.len() as u64, later);
@@ -131,12 +130,13 @@ impl WalStore {
         Ok(())
     }
 
-    /// The segment's file, marked as written to.
-    fn segment(&mut self, number: u64) -> Result<Arc<dyn File>, StoreError> {
+    /// The file of the segment that holds `lsn`, the first byte written there, marked as written to.
+    fn segment(&mut self, lsn: Lsn) -> Result<Arc<dyn File>, StoreError> {
+        let number = lsn.segment_number();
         let path = self.files.path(number);
         let file = match &self.current {
             Some((current, file)) if *current == number => file.clone(),
-            Some(_) | None => self.open_segment(number, &path)?,
+            Some(_) | None => self.open_segment(lsn, &path)?,
         };
         if self.unsynced.last().is_none_or(|(last, _)| *last != path) {
             self.unsynced.push((path, file.clone()));
@@ -144,14 +144,18 @@ impl WalStore {
         Ok(file)
     }
 
-    fn open_segment(&mut self, number: u64, path: &Path) -> Result<Arc<dyn File>, StoreError> {
+    fn open_segment(&mut self, lsn: Lsn, path: &Path) -> Result<Arc<dyn File>, StoreError> {
         let refused = StoreError::io("create", path);
         let file = self.files.fs.open(path, OpenMode::CreateOrOpen).map_err(&refused)?;
-        if file.len().map_err(&refused)? < WAL_SEGMENT_SIZE {
+        let len = file.len().map_err(&refused)?;
+        if len < WAL_SEGMENT_SIZE {
             self.has_new_names = true;
             file.set_len(WAL_SEGMENT_SIZE).map_err(&refused)?;
         }
-        self.current = Some((number, file.clone()));
+        if len == 0 {
+            self.files.head.before(lsn).mark(&*file).map_err(&refused)?;
+        }
+        self.current = Some((lsn.segment_number(), file.clone()));
         Ok(file)
     }
 
@@ -195,6 +199,13 @@ impl WalStore {
         self.remove(|segment| segment < lsn.segment_number())
     }
 
+    /// Removes every segment. Durable on return. What is written next makes its file anew.
+    pub fn remove_all(&mut self) -> Result<(), StoreError> {
+        self.current = None;
+        self.unsynced.clear();
+        self.remove(|_| true)
+    }
+
     fn remove(&mut self, which: impl Fn(u64) -> bool) -> Result<(), StoreError> {
         let segments = self.files.segments()?;
         for segment in segments.into_iter().filter(|segment| which(*segment)) {
@@ -219,27 +230,6 @@ impl WalStore {
     }
 }
 
-/// The bytes of a segment before `until`, of which we know nothing: zeros, dressed as the tail of one long record
-/// that began in an earlier segment and ends at `until`. Stock tools that read a segment from its first page
-/// (`pg_waldump`, `XLogFindNextRecord` in `xlogreader.c`) skip it, and find the first real record.
-fn segment_head(identity: &Identity, until: Lsn) -> Result<Vec<u8>, StoreError> {
-    let major = pg_major(identity.pg_major)?;
-    let pages = until.segment_offset().div_ceil(WAL_PAGE_SIZE);
-    let page_at = |index| until.segment_start() + index * WAL_PAGE_SIZE;
-    let mut bytes = vec![0; until.segment_offset() as usize];
-    let mut left = 0;
-    for page in (0..pages).rev().map(page_at) {
-        let size = page_header::size_at(page) as u64;
-        left += until.0.min(page.0 + WAL_PAGE_SIZE) - page.0 - size;
-        let info = page_header::FIRST_IS_CONTINUATION;
-        let (tli, system_id) = (identity.pg_tli, identity.system_id);
-        let header = encode::page_header(major, tli, page, system_id, info, left as u32);
-        let offset = page.segment_offset() as usize;
-        bytes[offset..offset + header.len()].copy_from_slice(&header);
-    }
-    Ok(bytes)
-}
-
 /// First byte of a segment.
 pub fn segment_start(number: u64) -> Lsn {
     Lsn(number * WAL_SEGMENT_SIZE)
@@ -261,18 +251,31 @@ fn segment_number(name: &str, pg_tli: u32) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use treering_fs::CrashFs;
+    use treering_fs::{CrashFs, RealFs};
     use treering_pgfmt::wal::reader::find_first_record;
     use treering_types::{TenantId, TimelineId};
 
     use super::*;
+    use crate::control_file::Identity;
 
     const SEG: u64 = WAL_SEGMENT_SIZE;
+
+    fn head(start: Lsn) -> SegmentHead {
+        let identity = Identity {
+            tenant: TenantId([0; 16]),
+            timeline: TimelineId([0; 16]),
+            system_id: 77,
+            pg_major: 15,
+            pg_tli: 3,
+            pg_ancestors: Vec::new(),
+        };
+        SegmentHead::new(&identity, start).unwrap()
+    }
 
     fn store(fs: &CrashFs) -> WalStore {
         let directory = PathBuf::from("/t");
         treering_fs::create_dir_durably(fs, &directory).unwrap();
-        WalStore::new(WalFiles::new(Arc::new(fs.clone()), directory, 3))
+        WalStore::new(WalFiles::new(Arc::new(fs.clone()), directory, head(Lsn(SEG))))
     }
 
     fn read(store: &WalStore, from: u64, to: u64) -> Vec<u8> {
@@ -337,30 +340,46 @@ mod tests {
         assert!(matches!(gone, Err(StoreError::Trimmed { trim_lsn, .. }) if trim_lsn.0 == 3 * SEG));
     }
 
-    /// Whoever reads the first segment from its begin is led to the timeline's start.
+    /// Nothing of a first segment is stored in front of the start but what tools look for there; of the rest, what was written.
     #[test]
-    fn a_first_segment_leads_to_the_start() {
-        let identity = Identity {
-            tenant: TenantId([0; 16]),
-            timeline: TimelineId([0; 16]),
-            system_id: 77,
-            pg_major: 15,
-            pg_tli: 3,
-            pg_ancestors: Vec::new(),
-        };
-        for offset in [0, 40 + 8, 3 * 8192 - 8, 3 * 8192, 3 * 8192 + 24 + 8, SEG - 8] {
-            let fs = CrashFs::new();
-            store(&fs).create(&identity, Lsn(SEG + offset)).unwrap();
-            let after = store(&fs.crash(0));
-            if offset == 0 {
-                assert!(after.files().segments().unwrap().is_empty());
-                continue;
-            }
-            let bytes = read(&after, SEG, 2 * SEG);
-            let head = &bytes[..(offset as usize).next_multiple_of(8192)];
-            let found = find_first_record(PgMajor::V15, Lsn(SEG), head).unwrap();
-            assert_eq!(found, Some(Lsn(SEG + offset)));
-            assert!(bytes[offset as usize..].iter().all(|byte| *byte == 0));
-        }
+    fn a_first_segment_takes_the_room_of_what_was_written() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().unwrap();
+        let start = Lsn(SEG + SEG / 2 + 8192 + 48);
+        let files = WalFiles::new(Arc::new(RealFs), folder.path().to_path_buf(), head(start));
+        let mut s = WalStore::new(files.clone());
+        s.write(start, &[7; 100]).unwrap();
+        s.sync().unwrap();
+        let on_disk = std::fs::metadata(files.path(1)).unwrap();
+        assert_eq!(on_disk.len(), SEG);
+        assert!(on_disk.blocks() * 512 <= 16 << 10, "{} blocks of 512", on_disk.blocks());
+        let bytes = read(&s, SEG, 2 * SEG);
+        let until = (start.segment_offset() as usize).next_multiple_of(8192);
+        let found = find_first_record(PgMajor::V15, Lsn(SEG), &bytes[..until]).unwrap();
+        assert_eq!(found, Some(start));
+        let (before, after) = bytes.split_at(start.segment_offset() as usize);
+        assert_eq!(after[..100], [7; 100]);
+        assert!(after[100..].iter().all(|byte| *byte == 0));
+        // A cut at the start leaves the file as it was made.
+        s.truncate(start).unwrap();
+        s.write(start, &[8; 100]).unwrap();
+        assert_eq!(read(&s, SEG, start.0), before);
+        assert_eq!(read(&s, start.0, start.0 + 101), [&[8; 100][..], &[0]].concat());
+    }
+
+    /// Earlier versions stored the made-up bytes; the file may also hold anything else there.
+    #[test]
+    fn what_a_file_holds_in_front_of_the_start_is_not_read() {
+        let fs = CrashFs::new();
+        let start = Lsn(SEG + 3 * 8192 + 48);
+        let directory = PathBuf::from("/t");
+        treering_fs::create_dir_durably(&fs, &directory).unwrap();
+        let files = WalFiles::new(Arc::new(fs.clone()), directory, head(start));
+        let mut s = WalStore::new(files.clone());
+        s.write(Lsn(SEG), &[9; 3 * 8192 + 48]).unwrap();
+        s.write(start, b"log").unwrap();
+        let mut made_up = BytesMut::new();
+        head(start).read(Lsn(SEG), start, &mut made_up);
+        assert_eq!(read(&s, SEG, start.0 + 3), [&made_up[..], b"log"].concat());
     }
 }

@@ -16,6 +16,7 @@ mod pages;
 mod service;
 mod store;
 mod up;
+mod wal;
 
 use clap::Parser;
 

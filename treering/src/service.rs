@@ -14,6 +14,7 @@ use treering_types::NodeId;
 
 use crate::{
     cli::loopback, history::HistoryArgs, leases::LeaseArgs, pages::PageArgs, store::StoreArgs,
+    wal::WalArgs,
 };
 
 /// Set by `up` to its process id in the environment of the services it starts: they leave Ctrl-C and a closed
@@ -36,6 +37,11 @@ pub enum ServiceCommand {
         listen_pg: SocketAddr,
         #[arg(long, default_value_t = loopback())]
         listen_http: SocketAddr,
+        /// Where log is archived: `file:///directory`, `s3://bucket/prefix`, or `none`.
+        #[arg(long, value_name = "URL", default_value = "none", env = "TREERING_OBJECT_STORE")]
+        object_store: String,
+        #[command(flatten)]
+        wal: WalArgs,
     },
     /// Serve any page version by timeline and LSN.
     Pageserver {
@@ -159,13 +165,28 @@ fn announce(addresses: serde_json::Value) {
 
 async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Result<()> {
     match command {
-        ServiceCommand::Safekeeper { data_dir, node_id, listen_wal, listen_pg, listen_http } => {
+        ServiceCommand::Safekeeper {
+            data_dir,
+            node_id,
+            listen_wal,
+            listen_pg,
+            listen_http,
+            object_store,
+            wal,
+        } => {
+            let store = match object_store.as_str() {
+                "none" => None,
+                url => Some(url.parse()?),
+            };
             let options = treering_safekeeper::SafekeeperOptions {
                 data_dir,
                 node_id: NodeId(node_id),
                 listen_wal,
                 listen_pg,
                 listen_http,
+                disk_limit: wal.disk_limit(),
+                lag_limit: wal.lag_limit(),
+                archive: store.map(|store| wal.archive(store)),
             };
             treering_safekeeper::run(options, stop, |at| {
                 announce(json!({"wal": at.wal, "pg": at.pg, "http": at.http}));

@@ -34,6 +34,7 @@ use crate::{
     leases::LeaseArgs,
     pages::PageArgs,
     store::StoreArgs,
+    wal::WalArgs,
 };
 use keeper::Keeper;
 use plan::Plan;
@@ -67,6 +68,8 @@ pub struct UpArgs {
     history: HistoryArgs,
     #[command(flatten)]
     store: StoreArgs,
+    #[command(flatten)]
+    wal: WalArgs,
 }
 
 /// Runs until Ctrl-C, SIGTERM or SIGHUP. Whatever it refuses is refused before anything is written.

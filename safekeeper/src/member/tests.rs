@@ -9,17 +9,18 @@ use treering_pgfmt::wal::encode::{Origin, lay_out, record};
 use treering_types::{TenantId, TimelineId};
 
 use super::*;
+use crate::wal_store::pg_major;
 
-const NODE: NodeId = NodeId(1);
-const P1: ProposerId = ProposerId([1; 16]);
-const P2: ProposerId = ProposerId([2; 16]);
-const SEEDS: [u64; 6] = [0, 1, 2, 3, 4, u64::MAX];
+pub(super) const NODE: NodeId = NodeId(1);
+pub(super) const P1: ProposerId = ProposerId([1; 16]);
+pub(super) const P2: ProposerId = ProposerId([2; 16]);
+pub(super) const SEEDS: [u64; 6] = [0, 1, 2, 3, 4, u64::MAX];
 /// Late in a segment, so that the log soon crosses into the next one.
-const START: Lsn = Lsn(3 * WAL_SEGMENT_SIZE - 3 * 8192 + 64);
+pub(super) const START: Lsn = Lsn(3 * WAL_SEGMENT_SIZE - 3 * 8192 + 64);
 const RMGR_XLOG: u8 = 0;
 const XLOG_NOOP: u8 = 0x20;
 
-fn identity() -> Identity {
+pub(super) fn identity() -> Identity {
     Identity {
         tenant: TenantId([1; 16]),
         timeline: TimelineId([2; 16]),
@@ -30,17 +31,17 @@ fn identity() -> Identity {
     }
 }
 
-fn directory() -> PathBuf {
+pub(super) fn directory() -> PathBuf {
     PathBuf::from("/data/timeline")
 }
 
 /// WAL as a Postgres of the 15 series would lay it out: records of given sizes that follow each other.
-struct Log {
-    end: Lsn,
+pub(super) struct Log {
+    pub(super) end: Lsn,
     prev: Lsn,
     bytes: Vec<u8>,
     /// Record ends.
-    ends: Vec<Lsn>,
+    pub(super) ends: Vec<Lsn>,
 }
 
 impl Log {
@@ -69,40 +70,50 @@ impl Log {
         Log { end: at, prev, bytes: self.bytes[..len].to_vec(), ends }
     }
 
-    fn range(&self, from: Lsn, to: Lsn) -> Bytes {
+    pub(super) fn range(&self, from: Lsn, to: Lsn) -> Bytes {
         let start = self.ends[0];
         let range = (from.0 - start.0) as usize..(to.0 - start.0) as usize;
         Bytes::copy_from_slice(&self.bytes[range])
     }
 }
 
-fn history(entries: &[(u64, Lsn)]) -> TermHistory {
+pub(super) fn history(entries: &[(u64, Lsn)]) -> TermHistory {
     let entries = entries.iter().map(|(term, lsn)| TermStart { term: Term(*term), lsn: *lsn });
     TermHistory::from_entries(entries.collect()).unwrap()
 }
 
-fn elected(entries: &[(u64, Lsn)]) -> ProposerMessage {
+pub(super) fn elected(entries: &[(u64, Lsn)]) -> ProposerMessage {
     let history = history(entries);
     Elected { generation: Generation(0), term: history.last().unwrap().term, history }.into()
 }
 
-fn append(log: &Log, term: u64, from: Lsn, to: Lsn, commit_lsn: Lsn) -> ProposerMessage {
+pub(super) fn append(log: &Log, term: u64, from: Lsn, to: Lsn, commit_lsn: Lsn) -> ProposerMessage {
     let (generation, term, bytes) = (Generation(0), Term(term), log.range(from, to));
     Append { generation, term, lsn: from, commit_lsn, bytes }.into()
 }
 
-fn create(fs: &Arc<dyn FileSystem>) -> Member {
+pub(super) fn create(fs: &Arc<dyn FileSystem>) -> Member {
     Member::create(fs.clone(), &directory(), NODE, identity(), START).unwrap()
 }
 
-fn flush_of(out: &[Outgoing]) -> Option<AppendResponse> {
+/// The log before `lsn` may be trimmed.
+pub(super) fn trimmable(lsn: Lsn) -> Elsewhere {
+    Elsewhere { lsn, has_log: false }
+}
+
+/// The log before `lsn` can be read elsewhere.
+pub(super) fn readable(lsn: Lsn) -> Elsewhere {
+    Elsewhere { lsn, has_log: true }
+}
+
+pub(super) fn flush_of(out: &[Outgoing]) -> Option<AppendResponse> {
     out.iter().rev().find_map(|outgoing| match &outgoing.message {
         AcceptorMessage::AppendResponse(response) => Some(response.clone()),
         _ => None,
     })
 }
 
-fn refusal_of(out: &[Outgoing]) -> Option<RefusalReason> {
+pub(super) fn refusal_of(out: &[Outgoing]) -> Option<RefusalReason> {
     out.iter().find_map(|outgoing| match &outgoing.message {
         AcceptorMessage::Refusal(refusal) => Some(refusal.reason),
         _ => None,
@@ -111,7 +122,7 @@ fn refusal_of(out: &[Outgoing]) -> Option<RefusalReason> {
 
 /// An old log over two segment boundaries, and a new one that parts from it in the middle and whose records have
 /// the same lengths: each stale record would fit behind the new ones, links and all.
-fn two_logs() -> (Log, Log, Lsn) {
+pub(super) fn two_logs() -> (Log, Log, Lsn) {
     let mut old = Log::at(START);
     for size in [40, 3000, 9000, 300] {
         old.push(size, b'o');
@@ -162,7 +173,8 @@ impl Promised {
     }
 }
 
-/// Votes, appends an old log, is taken over by a proposer with another one, appends that; all in several batches.
+/// Votes, appends an old log, is taken over by a proposer with another one, appends that; all in several batches. Then it
+/// gives up what is elsewhere, falls asleep without any log of its own, and is written to once more.
 fn live(fs: &Arc<dyn FileSystem>, promised: &mut Promised) -> Result<(), StoreError> {
     let (old, new, fork) = two_logs();
     let mut member = Member::create(fs.clone(), &directory(), NODE, identity(), START)?;
@@ -184,10 +196,14 @@ fn live(fs: &Arc<dyn FileSystem>, promised: &mut Promised) -> Result<(), StoreEr
         && tell(&mut member, vec![(P2, VoteRequest { generation: Generation(0), term: Term(2) }.into())])
         && tell(&mut member, vec![(P2, elected(&[(1, START), (2, fork)]))])
         && tell(&mut member, vec![(P2, append(&new, 2, fork, new.ends[5], fork))])
-        && tell(&mut member, vec![(P2, append(&new, 2, new.ends[5], new.end, new.ends[5]))])
-        && tell(&mut member, vec![(P2, Commit { generation: Generation(0), term: Term(2), commit_lsn: new.end }.into())]);
-    if done && member.trim(new.end).is_ok() {
-        promised.trimmed_to = new.end.segment_start();
+        && tell(&mut member, vec![(P2, append(&new, 2, new.ends[5], new.ends[8], new.ends[5]))])
+        && tell(&mut member, vec![(P2, Commit { generation: Generation(0), term: Term(2), commit_lsn: new.ends[8] }.into())])
+        && member.trim(trimmable(new.end), false).is_ok()
+        && member.trim(readable(new.end), true).is_ok()
+        && member.files().segments()?.is_empty()
+        && tell(&mut member, vec![(P2, append(&new, 2, new.ends[8], new.end, new.ends[8]))]);
+    if done {
+        promised.trimmed_to = new.ends[8];
     }
     Ok(())
 }
@@ -221,6 +237,7 @@ fn check_after_crash(fs: &Arc<dyn FileSystem>, promised: &Promised, what: &str) 
     assert!(status.flush_lsn >= least, "{what}: {} < {least}", status.flush_lsn);
     assert!(log.ends.contains(&status.flush_lsn), "{what}: no record end");
     let from = status.trim_lsn.max(START);
+    assert!(from >= promised.trimmed_to, "{what}");
     let found = member.files().read(from, status.flush_lsn).unwrap();
     assert_eq!(found, log.range(from, status.flush_lsn), "{what}");
     assert!(is_zero_behind(member.files(), status.flush_lsn).unwrap(), "{what}");
@@ -241,7 +258,7 @@ fn nothing_promised_is_gone_after_a_crash_at_any_call() {
         }
         if !fs.has_crashed() {
             assert_eq!(promised.new_flush, two_logs().1.end);
-            assert_eq!(promised.trimmed_to, two_logs().1.end.segment_start());
+            assert_eq!(promised.trimmed_to, two_logs().1.ends[8]);
             break;
         }
         calls += 1;
@@ -407,15 +424,15 @@ fn trimming_keeps_the_segment_of_the_horizon_and_of_the_commit() {
         P1,
         Commit { generation: Generation(0), term: Term(1), commit_lsn: commit }.into(),
     )]);
-    member.trim(Lsn::MAX).unwrap();
+    member.trim(trimmable(Lsn::MAX), false).unwrap();
     assert_eq!(member.status().trim_lsn, START, "commit holds it");
     member.process(vec![(
         P1,
         Commit { generation: Generation(0), term: Term(1), commit_lsn: old.end }.into(),
     )]);
-    member.trim(START).unwrap();
+    member.trim(trimmable(START), false).unwrap();
     assert_eq!(member.status().trim_lsn, START, "the horizon holds it");
-    member.trim(old.end).unwrap();
+    member.trim(trimmable(old.end), false).unwrap();
     assert_eq!(member.status().trim_lsn, old.end.segment_start());
     let reopened = Member::open(fs, &directory(), NODE).unwrap();
     assert_eq!(reopened.status(), member.status());

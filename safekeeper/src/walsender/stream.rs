@@ -51,7 +51,7 @@ impl Session {
             );
             return Err(Report::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, text));
         }
-        if start < status.trim_lsn.segment_start() {
+        if start < self.timeline.oldest_lsn() {
             return Err(removed(start.segment_file_name(identity.pg_tli)));
         }
         Ok(())
@@ -142,10 +142,11 @@ impl Session {
     ) -> Result<Reply, SenderError> {
         match message {
             Some(Message::CopyData(payload)) => match StandbyMessage::parse(payload)? {
-                StandbyMessage::StatusUpdate { flushed, reply_requested, .. } => {
+                StandbyMessage::StatusUpdate { flushed, applied, reply_requested, .. } => {
                     if self.is_pageserver {
                         // A timeline that stops has no more use for it.
-                        let _ = self.timeline.send(Request::Horizon(flushed)).await;
+                        let told = Request::Pageserver { ingested: applied, horizon: flushed };
+                        let _ = self.timeline.send(told).await;
                     }
                     if reply_requested {
                         self.keepalive(commit_lsn, false).await?;

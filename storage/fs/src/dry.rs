@@ -68,6 +68,10 @@ impl FileSystem for DryFs {
         self.0.free_bytes(path)
     }
 
+    fn total_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.0.total_bytes(path)
+    }
+
     fn file_len(&self, path: &Path) -> io::Result<u64> {
         self.0.file_len(path)
     }

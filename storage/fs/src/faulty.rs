@@ -3,7 +3,10 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use parking_lot::Mutex;
@@ -33,17 +36,26 @@ type SharedRule = Arc<Mutex<Option<Rule>>>;
 pub struct FaultyFs<F> {
     inner: Arc<F>,
     rule: SharedRule,
+    /// Most that the file system says to have left.
+    free_max: Arc<AtomicU64>,
 }
 
 impl<F> Clone for FaultyFs<F> {
     fn clone(&self) -> Self {
-        FaultyFs { inner: self.inner.clone(), rule: self.rule.clone() }
+        let free_max = self.free_max.clone();
+        FaultyFs { inner: self.inner.clone(), rule: self.rule.clone(), free_max }
     }
 }
 
 impl<F: FileSystem> FaultyFs<F> {
     pub fn new(inner: F) -> Self {
-        FaultyFs { inner: Arc::new(inner), rule: Arc::default() }
+        let free_max = Arc::new(AtomicU64::new(u64::MAX));
+        FaultyFs { inner: Arc::new(inner), rule: Arc::default(), free_max }
+    }
+
+    /// From now on the file system says to have no more than this left. Nothing is refused for that.
+    pub fn limit_free_bytes(&self, bytes: u64) {
+        self.free_max.store(bytes, Ordering::Relaxed);
     }
 
     /// From now on a call for which `rule` gives an error fails with it and has no effect.
@@ -123,7 +135,12 @@ impl<F: FileSystem> FileSystem for FaultyFs<F> {
     }
 
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
-        self.inner.free_bytes(path)
+        let max = self.free_max.load(Ordering::Relaxed);
+        Ok(self.inner.free_bytes(path)?.min(max))
+    }
+
+    fn total_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.inner.total_bytes(path)
     }
 
     fn file_len(&self, path: &Path) -> io::Result<u64> {

@@ -68,6 +68,10 @@ pub trait FileSystem: Send + Sync + 'static {
     fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
         Ok(u64::MAX)
     }
+    /// Bytes that the file system of `path` (which exists) has, used and free. Simulated disks are endless.
+    fn total_bytes(&self, _path: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
     /// Length of a file in bytes.
     fn file_len(&self, path: &Path) -> io::Result<u64>;
 }

@@ -66,6 +66,11 @@ impl FileSystem for RealFs {
         Ok(room.f_bavail.saturating_mul(room.f_frsize))
     }
 
+    fn total_bytes(&self, path: &Path) -> io::Result<u64> {
+        let room = rustix::fs::statvfs(path)?;
+        Ok(room.f_blocks.saturating_mul(room.f_frsize))
+    }
+
     fn file_len(&self, path: &Path) -> io::Result<u64> {
         Ok(fs::metadata(path)?.len())
     }

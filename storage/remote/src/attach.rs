@@ -9,7 +9,7 @@ use treering_types::{TenantId, TimelineId};
 
 use crate::{
     error::{RemoteError, Result},
-    generation::{Before, Claimed, Generation},
+    generation::{self, Before, Claimed, Generation},
     index::{Index, TimelineObject},
     names,
     retry::Asking,
@@ -60,7 +60,7 @@ pub fn find(
     tenant: TenantId,
     claimed: Claimed,
 ) -> Result<Found> {
-    let index = newest_index(store, asking, tenant, claimed.generation)?;
+    let index = newest_index(store, asking, tenant, Some(claimed.generation))?;
     let objects = match &index {
         None => BTreeMap::new(),
         Some(index) => read_objects(store, asking, index)?,
@@ -68,14 +68,31 @@ pub fn find(
     Ok(Found { claimed, index, objects })
 }
 
+/// The newest index, for those who hold nothing and only want to know what is durable. `None` while that cannot be said: nothing is
+/// published, or somebody has claimed the tenant and may not have seen what another one published at that moment.
+///
+/// Whoever claims the tenant after this looked for a claim finds this index, or a later one of its generation: what it says stays true.
+///
+/// # Errors
+/// `Unavailable`, `Corrupt`, `Newer`.
+pub fn published(store: &dyn Store, asking: &Asking, tenant: TenantId) -> Result<Option<Index>> {
+    let Some(index) = newest_index(store, asking, tenant, None)? else { return Ok(None) };
+    let is_newest = asking.ask(|| generation::is_newest(store, tenant, index.generation))?;
+    Ok(is_newest.then_some(index))
+}
+
+/// `claimed`: by the caller, who wants what was there before.
 fn newest_index(
     store: &dyn Store,
     asking: &Asking,
     tenant: TenantId,
-    below: Generation,
+    claimed: Option<Generation>,
 ) -> Result<Option<Index>> {
+    let below = claimed.unwrap_or(Generation(u64::MAX));
     for _ in 0..LOOKS_MAX {
-        check_listing(store, asking, tenant, below)?;
+        if let Some(claimed) = claimed {
+            check_listing(store, asking, tenant, claimed)?;
+        }
         let files = asking.ask(|| store.list(&names::indexes_folder(tenant)))?;
         let numbered = files.iter().filter_map(|file| names::parse_numbered(file));
         let newest = numbered.filter(|(generation, _)| *generation < below).max();

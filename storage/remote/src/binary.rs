@@ -9,7 +9,7 @@ const HEAD: usize = 8 + 4 + 8;
 
 /// Writes a payload field by field.
 #[derive(Default)]
-pub(crate) struct Writer(pub Vec<u8>);
+pub struct Writer(pub Vec<u8>);
 
 impl Writer {
     pub fn bytes(&mut self, bytes: &[u8]) -> &mut Writer {
@@ -40,7 +40,7 @@ impl Writer {
 }
 
 /// Reads a payload field by field; whatever does not fit is the object's corruption.
-pub(crate) struct Reader<'a> {
+pub struct Reader<'a> {
     name: &'a str,
     rest: &'a [u8],
 }
@@ -72,6 +72,7 @@ impl<'a> Reader<'a> {
         Ok(reader)
     }
 
+    /// An error that names the object.
     pub fn corrupt(&self, what: &str) -> RemoteError {
         RemoteError::corrupt(self.name, what)
     }

@@ -46,14 +46,25 @@ impl Directory {
     /// # Errors
     /// `Local`.
     pub fn open(fs: Arc<dyn FileSystem>, root: &Path, nonce: [u8; 16]) -> Result<Directory> {
+        let directory = Directory::join(fs, root, nonce)?;
+        let (fs, temporary) = (directory.fs.as_ref(), root.join(TEMPORARY));
+        // What a crash left. A live process that loses one of these tries again.
+        fs.list(&temporary)
+            .and_then(|names| {
+                names.iter().try_for_each(|name| fs.remove_file(&temporary.join(name)))
+            })
+            .map_err(|error| RemoteError::local("preparing", root, error))?;
+        Ok(directory)
+    }
+
+    /// The same for a process that works beside another one, and leaves it to that one to clean up.
+    ///
+    /// # Errors
+    /// `Local`.
+    pub fn join(fs: Arc<dyn FileSystem>, root: &Path, nonce: [u8; 16]) -> Result<Directory> {
         let process = nonce.iter().map(|byte| format!("{byte:02x}")).collect();
-        let temporary = root.join(TEMPORARY);
-        let prepare = || {
-            create_dir_durably(fs.as_ref(), &temporary)?;
-            // What a crash left. A live process that loses one of these tries again.
-            fs.list(&temporary)?.iter().try_for_each(|name| fs.remove_file(&temporary.join(name)))
-        };
-        prepare().map_err(|error| RemoteError::local("preparing", root, error))?;
+        create_dir_durably(fs.as_ref(), &root.join(TEMPORARY))
+            .map_err(|error| RemoteError::local("preparing", root, error))?;
         let (count, latched) = (AtomicU64::new(0), OnceLock::new());
         Ok(Directory { fs, root: root.to_owned(), process, count, latched })
     }
@@ -209,6 +220,22 @@ impl Store for Directory {
         let is_folder = |name: &str| self.fs.list(&path.join(name)).is_ok();
         let names = names.into_iter().filter(|name| name != TEMPORARY);
         Ok(names.map(|name| if is_folder(&name) { format!("{name}/") } else { name }).collect())
+    }
+
+    fn settle(&self, folder: &str) -> Result<()> {
+        self.check("syncing", folder)?;
+        let path = self.path(folder);
+        if !self
+            .fs
+            .exists(&path)
+            .map_err(|error| RemoteError::local("looking for", &path, error))?
+        {
+            // Nothing was shown of it.
+            return Ok(());
+        }
+        // Its own name, and those above it, may be as new as what is in it.
+        let within = path.ancestors().take_while(|above| above.starts_with(&self.root));
+        within.into_iter().try_for_each(|above| self.sync_name(&above.join("any")))
     }
 }
 

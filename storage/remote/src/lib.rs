@@ -13,7 +13,7 @@
 
 pub mod attach;
 mod attached;
-mod binary;
+pub mod binary;
 #[cfg(feature = "s3")]
 mod bucket;
 mod directory;

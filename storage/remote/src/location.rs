@@ -65,6 +65,17 @@ impl Location {
     pub fn open(&self, fs: Arc<dyn FileSystem>, nonce: [u8; 16]) -> Result<Arc<dyn Store>> {
         match self {
             Location::Directory(path) => Ok(Arc::new(Directory::open(fs, path, nonce)?)),
+            Location::Bucket { .. } => self.join(fs, nonce),
+        }
+    }
+
+    /// Opens the store beside another process, the one that cleans up.
+    ///
+    /// # Errors
+    /// As [`Location::open`].
+    pub fn join(&self, fs: Arc<dyn FileSystem>, nonce: [u8; 16]) -> Result<Arc<dyn Store>> {
+        match self {
+            Location::Directory(path) => Ok(Arc::new(Directory::join(fs, path, nonce)?)),
             #[cfg(feature = "s3")]
             Location::Bucket { bucket, prefix } => {
                 Ok(Arc::new(crate::bucket::Bucket::open(bucket, prefix)?))

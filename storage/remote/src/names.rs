@@ -56,6 +56,15 @@ pub fn manifest(
     format!("{}{generation}-{sequence:016x}.manifest", timeline_folder(tenant, life))
 }
 
+/// The log of all timelines of a tenant: the safekeepers' affair, `docs/formats/wal-archive.md`.
+pub fn logs_folder(tenant: TenantId) -> String {
+    format!("{tenant}/wal/")
+}
+
+pub fn log_folder(tenant: TenantId, life: TimelineLife) -> String {
+    format!("{}{}", logs_folder(tenant), life_folder(life))
+}
+
 /// Generation and number of an object's file name: of an index, a layer or a manifest.
 pub fn parse_numbered(file: &str) -> Option<(Generation, u64)> {
     let stem = file.strip_suffix(".layer").or_else(|| file.strip_suffix(".manifest"));
@@ -102,5 +111,8 @@ mod tests {
         assert_eq!(parse_life(folder.strip_prefix(&tenant_folder(tenant)).unwrap()), Some(life));
         assert_eq!(parse_numbered("3-11.layer"), None, "one spelling only");
         assert_eq!((parse_life("claims/"), parse_life("indexes/")), (None, None));
+        let log = log_folder(tenant, life);
+        assert_eq!(parse_life(log.strip_prefix(&logs_folder(tenant)).unwrap()), Some(life));
+        assert_eq!(parse_life("wal/"), None);
     }
 }

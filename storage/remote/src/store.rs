@@ -59,4 +59,12 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`.
     fn list(&self, folder: &str) -> Result<Vec<String>>;
+    /// On return everything that a listing of this folder has shown is durable, whoever made it. Only a directory has something to do
+    /// for that: it shows a name a moment before the name is synced.
+    ///
+    /// # Errors
+    /// `Local`.
+    fn settle(&self, _folder: &str) -> Result<()> {
+        Ok(())
+    }
 }

@@ -55,15 +55,15 @@ impl Plan {
         let bin = arguments.pg_bin_dir.as_ref().map(|dir| dir.display().to_string());
         let bin = bin.map(|dir| vec![("--pg-bin-dir", dir)]).unwrap_or_default();
         let text = |at: SocketAddr| at.to_string();
-        plan.add(
-            data_dir,
-            "safekeeper",
-            vec![
-                ("--listen-wal", text(wal)),
-                ("--listen-pg", text(safekeeper_pg)),
-                ("--listen-http", text(safekeeper_http)),
-            ],
-        );
+        let mut safekeeper = vec![
+            ("--listen-wal", text(wal)),
+            ("--listen-pg", text(safekeeper_pg)),
+            ("--listen-http", text(safekeeper_http)),
+        ];
+        let store = arguments.store.arguments(&data_dir.0)?;
+        safekeeper.extend(store.into_iter().filter(|(option, _)| *option == "--object-store"));
+        safekeeper.extend(arguments.wal.arguments());
+        plan.add(data_dir, "safekeeper", safekeeper);
         let mut pageserver = vec![
             ("--listen-pg", text(pageserver_pg)),
             ("--listen-http", text(pageserver_http)),

@@ -69,3 +69,29 @@ fn an_empty_store_takes_what_there_is() {
         assert_eq!(begin(TENANT, &empty, None).unwrap(), Begin::Nothing);
     }
 }
+
+/// What is told to those who hold nothing must be found by whoever claims next.
+#[test]
+fn an_index_is_published_while_nobody_can_have_missed_it() {
+    let store = crate::sim::SimStore::new();
+    let asking = Asking::new(crate::retry::Patience::NONE);
+    let published = || published(&store, &asking, TENANT).unwrap();
+    let claim = |generation| {
+        let name = names::claim(TENANT, Generation(generation));
+        store.put_new(&name, Bytes::from_static(b"x")).unwrap();
+    };
+    assert_eq!(published(), None);
+    claim(8);
+    let older = Index { version: 3, ..index() };
+    store.put_new(&older.name(), older.encode()).unwrap();
+    assert_eq!(published(), Some(older));
+    let newer = index();
+    store.put_new(&newer.name(), newer.encode()).unwrap();
+    assert_eq!(published(), Some(newer));
+    // Its maker may have looked before version 4 was put.
+    claim(9);
+    assert_eq!(published(), None);
+    let next = Index { generation: Generation(9), version: 1, ..index() };
+    store.put_new(&next.name(), next.encode()).unwrap();
+    assert_eq!(published(), Some(next));
+}

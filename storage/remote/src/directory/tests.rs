@@ -141,3 +141,22 @@ fn a_full_disk_leaves_nothing_behind() {
     assert!(store.list(".tmp/").unwrap().is_empty());
     store.put_new("t/b", Bytes::from_static(b"x")).unwrap();
 }
+
+/// A name is listed a moment before whoever made it has synced it.
+#[test]
+fn what_a_listing_has_shown_is_durable_once_settled() {
+    let fs = CrashFs::new();
+    let store = open(fs.clone(), "/store");
+    let other = Directory::join(Arc::new(fs.clone()), Path::new("/store"), [8; 16]).unwrap();
+    write(&fs, "/store/.tmp/half", b"1");
+    fs.create_dir_all(Path::new("/store/t/wal")).unwrap();
+    fs.hard_link(Path::new("/store/.tmp/half"), Path::new("/store/t/wal/x")).unwrap();
+    assert_eq!(other.list("t/wal/").unwrap(), ["x"]);
+    assert!(!open(fs.crash(0), "/store").exists("t/wal/x").unwrap());
+    other.settle("t/none/").unwrap();
+    other.settle("t/wal/").unwrap();
+    assert_eq!(&open(fs.crash(0), "/store").get("t/wal/x").unwrap()[..], b"1");
+    // Who joins leaves what others are writing alone.
+    assert!(fs.exists(Path::new("/store/.tmp/half")).unwrap());
+    drop(store);
+}

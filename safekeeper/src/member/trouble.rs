@@ -1,0 +1,103 @@
+//! What a member does when it cannot do what it is asked: too little room, bytes that are no WAL, a disk that fails.
+
+use treering_consensus::{Acceptor, AcceptorMessage, Promises, ProposerId, Refusal, RefusalReason};
+
+use super::{Health, Member, Outgoing};
+use crate::{error::StoreError, room::DISK_RESERVE_BYTES};
+
+impl Member {
+    /// Looks whether so many bytes may be appended. One look at the disk is enough for all appends of a batch.
+    pub(super) fn take_room(&mut self, bytes: u64) -> Result<(), StoreError> {
+        if !self.has_unsynced {
+            self.check_free()?;
+        }
+        self.share.grow(bytes)
+    }
+
+    fn check_free(&self) -> Result<(), StoreError> {
+        match self.fs.free_bytes(&self.directory) {
+            Ok(free) if free < DISK_RESERVE_BYTES => {
+                let path = self.directory.display().to_string();
+                Err(StoreError::DiskFull { what: "append to", path })
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(StoreError::io("ask for the room at", &self.directory)(error)),
+        }
+    }
+
+    /// An append that nothing was done about. Proposers come back again and again: one word in the log is enough.
+    pub(super) fn refuse_for_room(
+        &mut self,
+        from: ProposerId,
+        error: &StoreError,
+        out: &mut Vec<Outgoing>,
+    ) {
+        if self.refusing.is_none() {
+            tracing::warn!(%error, timeline = %self.identity.timeline, "no room for the log");
+        }
+        self.refusing = Some(error.to_string());
+        out.push(refusal(from, error));
+    }
+
+    /// Refuses what is latched, and gives what is adrift its ground back.
+    pub(super) fn make_usable(&mut self) -> Result<(), StoreError> {
+        match &self.health {
+            Health::Sound => Ok(()),
+            Health::Adrift => self.open_again(),
+            Health::Latched(reason) => Err(StoreError::Latched(reason.clone())),
+        }
+    }
+
+    pub(super) fn fail(&mut self, from: ProposerId, error: &StoreError, out: &mut Vec<Outgoing>) {
+        let is_full = error.refusal_reason() == RefusalReason::DiskFull;
+        if self.health == Health::Sound {
+            if !is_full || self.refusing.is_none() {
+                tracing::error!(%error, timeline = %self.identity.timeline, "refused");
+            }
+            self.recover(error);
+        }
+        if is_full {
+            self.refusing = Some(error.to_string());
+        }
+        out.push(refusal(from, error));
+    }
+
+    /// The acceptor's state is ahead of the disk: goes back to what the disk holds, or latches.
+    pub(super) fn recover(&mut self, error: &StoreError) {
+        self.has_unsynced = false;
+        self.health = match error.refusal_reason() {
+            RefusalReason::DiskFull | RefusalReason::Invalid => Health::Adrift,
+            _ => Health::Latched(error.to_string()),
+        };
+        if self.health == Health::Adrift {
+            // On a full disk it may have to wait: the next message tries again.
+            let _ = self.open_again();
+        }
+    }
+
+    /// Makes the state in memory of what the disk holds. Without room for that it stays adrift.
+    fn open_again(&mut self) -> Result<(), StoreError> {
+        let commit_lsn = self.acceptor.commit_lsn();
+        let mut reopened = match Member::open(self.fs.clone(), &self.directory, self.node) {
+            Ok(reopened) => reopened,
+            Err(error) => {
+                if error.refusal_reason() != RefusalReason::DiskFull {
+                    self.health = Health::Latched(error.to_string());
+                }
+                return Err(error);
+            }
+        };
+        // The control file may hold an older commit position; what readers were told stays.
+        let promises = Promises { commit_lsn, ..reopened.persisted.clone() };
+        let flush_lsn = reopened.acceptor.flush_lsn();
+        reopened.acceptor = Acceptor::open(self.node, promises, flush_lsn);
+        reopened.refusing = self.refusing.take();
+        *self = reopened.charged_to(&self.share.room().clone());
+        Ok(())
+    }
+}
+
+fn refusal(to: ProposerId, error: &StoreError) -> Outgoing {
+    let refusal = Refusal { reason: error.refusal_reason(), text: error.to_string() };
+    Outgoing { to, message: AcceptorMessage::Refusal(refusal) }
+}

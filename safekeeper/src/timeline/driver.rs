@@ -1,0 +1,257 @@
+//! The task of a timeline: feeds the member with whatever has queued up, batch after batch.
+//!
+//! While the disk is busy with one batch the next one gathers: that is the group commit. While a proposer is connected
+//! the timeline has a thread, which has the connections too and waits for the disk itself: handing a batch from thread to
+//! thread would cost more than the batch. Answers go to the newest connection of a proposer; messages that an older
+//! connection of it still had under way are dropped.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use treering_consensus::{
+    AcceptorMessage, AdminRequest, AdminResponse, ProposerId, ProposerMessage,
+};
+use treering_types::{ErrorKind, Lsn};
+
+use super::{ConnectionId, QUEUE, Request};
+use crate::{
+    error::StoreError,
+    member::{Elsewhere, Member, Outgoing, Status},
+    metrics::Metrics,
+};
+
+/// After so much quiet the commit position is persisted.
+const QUIET: Duration = Duration::from_millis(500);
+
+struct Connection {
+    id: ConnectionId,
+    answers: mpsc::Sender<AcceptorMessage>,
+}
+
+type FromProposer = (ProposerId, ProposerMessage);
+type Administration = (AdminRequest, oneshot::Sender<Result<AdminResponse, StoreError>>);
+
+/// The member's owner.
+pub(super) struct Driver {
+    member: Member,
+    publish: watch::Sender<Status>,
+    connections: HashMap<ProposerId, Connection>,
+    /// Those on the thread, older connections too.
+    conversations: TaskTracker,
+    horizon: Lsn,
+    ingested: Lsn,
+    /// `None` without an archive.
+    archived: Option<Lsn>,
+    metrics: Arc<Metrics>,
+}
+
+/// What came of waiting for requests.
+enum Next {
+    Requests(Vec<Request>),
+    Quiet,
+    Stopped,
+}
+
+impl Driver {
+    /// `archived`: `None` without an archive.
+    pub(super) fn new(
+        member: Member,
+        publish: watch::Sender<Status>,
+        archived: Option<Lsn>,
+        metrics: Arc<Metrics>,
+    ) -> Driver {
+        Driver {
+            member,
+            publish,
+            connections: HashMap::new(),
+            conversations: TaskTracker::new(),
+            horizon: Lsn::INVALID,
+            ingested: Lsn::INVALID,
+            archived,
+            metrics,
+        }
+    }
+
+    /// Without proposers this is an async task and no more; a request moves it to a thread of its own, until all is quiet
+    /// again.
+    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Request>, stop: CancellationToken) {
+        let publish = self.publish.clone();
+        while let Next::Requests(first) = next(&mut queue, &stop, Duration::MAX).await {
+            let (back_in, back) = oneshot::channel();
+            let stop = stop.clone();
+            let started = start_thread(move |runtime| {
+                let conversations = self.conversations.clone();
+                runtime.block_on(self.be_busy(&mut queue, &stop, first));
+                let _ = back_in.send((self, queue));
+                // After a stop they still have their last answers to send.
+                conversations.close();
+                runtime.block_on(conversations.wait());
+            });
+            let ended = match started {
+                Ok(()) => back.await.map_err(|_| "the writer ended unexpectedly".to_owned()),
+                Err(error) => Err(format!("no thread for the writer: {error}")),
+            };
+            match ended {
+                Ok(back) => (self, queue) = back,
+                Err(why) => {
+                    publish.send_modify(|status| {
+                        status.latched.get_or_insert(why);
+                    });
+                    return;
+                }
+            }
+            self.conversations = TaskTracker::new();
+        }
+    }
+
+    /// On the thread: batch after batch, until none comes for a while and nobody is there who could send one.
+    async fn be_busy(
+        &mut self,
+        queue: &mut mpsc::Receiver<Request>,
+        stop: &CancellationToken,
+        first: Vec<Request>,
+    ) {
+        self.handle(first);
+        loop {
+            match next(queue, stop, QUIET).await {
+                Next::Requests(requests) => self.handle(requests),
+                Next::Quiet if self.conversations.is_empty() => break,
+                Next::Quiet => self.persist_quietly(),
+                Next::Stopped => break,
+            }
+        }
+        self.persist_quietly();
+        // Nobody is left who would write.
+        self.trim();
+        self.publish_status();
+    }
+
+    fn handle(&mut self, requests: Vec<Request>) {
+        let (messages, administrations) = self.sort(requests);
+        let member = &mut self.member;
+        let answers = self.metrics.observe_batch(messages, |messages| member.process(messages));
+        self.trim();
+        let member = &mut self.member;
+        let administered: Vec<_> = administrations
+            .into_iter()
+            .map(|(request, answer)| (member.administer(request), answer))
+            .collect();
+        self.publish_status();
+        for (done, answer) in administered {
+            // Who asked may have gone; what was done stays.
+            let _ = answer.send(done);
+        }
+        answers.into_iter().for_each(|answer| self.answer(answer));
+    }
+
+    /// Removes what is durable elsewhere. Status must be published before anything is written after that: readers learn from it
+    /// that the file they have opened is not the one they meant.
+    fn trim(&mut self) {
+        let elsewhere = match self.archived {
+            Some(archived) => Elsewhere { lsn: self.horizon.min(archived), has_log: true },
+            None => Elsewhere { lsn: self.horizon, has_log: false },
+        };
+        let is_asleep = self.connections.is_empty() && self.conversations.is_empty();
+        if let Err(error) = self.member.trim(elsewhere, is_asleep) {
+            // That the disk is full has been said; it may be so for long.
+            if error.kind() == ErrorKind::Busy {
+                return;
+            }
+            let timeline = self.member.identity().timeline;
+            tracing::warn!(%error, %timeline, "not trimmed");
+        }
+    }
+
+    /// Notes what concerns this task; the rest is for the member.
+    fn sort(&mut self, requests: Vec<Request>) -> (Vec<FromProposer>, Vec<Administration>) {
+        let (mut messages, mut administrations) = (Vec::new(), Vec::new());
+        for request in requests {
+            match request {
+                Request::Attach { proposer, connection: id, answers, conversation } => {
+                    self.connections.insert(proposer, Connection { id, answers });
+                    self.conversations.spawn(conversation);
+                }
+                Request::Detach { proposer, connection } => {
+                    if self.is_newest(proposer, connection) {
+                        self.connections.remove(&proposer);
+                    }
+                }
+                Request::Message { proposer, connection, message } => {
+                    if self.is_newest(proposer, connection) {
+                        messages.push((proposer, message));
+                    }
+                }
+                Request::Pageserver { ingested, horizon } => {
+                    self.horizon = self.horizon.max(horizon);
+                    self.ingested = self.ingested.max(ingested).max(horizon);
+                }
+                Request::Archived(lsn) => self.archived = self.archived.max(Some(lsn)),
+                Request::Administer { request, answer } => administrations.push((request, answer)),
+            }
+        }
+        (messages, administrations)
+    }
+
+    fn is_newest(&self, proposer: ProposerId, connection: ConnectionId) -> bool {
+        self.connections.get(&proposer).is_some_and(|known| known.id == connection)
+    }
+
+    fn answer(&mut self, Outgoing { to, message }: Outgoing) {
+        let is_last = matches!(message, AcceptorMessage::Refusal(_));
+        let Some(connection) = self.connections.get(&to) else { return };
+        if connection.answers.try_send(message).is_err() || is_last {
+            self.connections.remove(&to);
+        }
+    }
+
+    fn publish_status(&mut self) {
+        let status = Status {
+            horizon_lsn: self.horizon,
+            ingested_lsn: self.ingested,
+            archived_lsn: self.archived,
+            ..self.member.status()
+        };
+        self.publish.send_if_modified(|published| {
+            let is_new = *published != status;
+            *published = status;
+            is_new
+        });
+    }
+
+    fn persist_quietly(&mut self) {
+        if let Err(error) = self.member.persist_commit() {
+            let timeline = self.member.identity().timeline;
+            tracing::warn!(%error, %timeline, "commit position not persisted");
+        }
+        self.publish_status();
+    }
+}
+
+/// Runs `body` on a new thread, with a runtime for that thread alone.
+fn start_thread(body: impl FnOnce(Runtime) + Send + 'static) -> std::io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let thread = std::thread::Builder::new().name("treering-wal".into());
+    thread.spawn(move || body(runtime)).map(drop)
+}
+
+/// Waits for requests, for `patience` at most, and takes all that there are.
+async fn next(
+    queue: &mut mpsc::Receiver<Request>,
+    stop: &CancellationToken,
+    patience: Duration,
+) -> Next {
+    let mut requests = Vec::new();
+    tokio::select! {
+        () = stop.cancelled() => Next::Stopped,
+        received = timeout(patience, queue.recv_many(&mut requests, QUEUE)) => match received {
+            Ok(0) => Next::Stopped,
+            Ok(_) => Next::Requests(requests),
+            Err(_) => Next::Quiet,
+        },
+    }
+}
