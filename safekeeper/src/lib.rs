@@ -17,6 +17,7 @@ pub mod error;
 mod http;
 pub mod member;
 mod metrics;
+mod node_id;
 mod proposer_port;
 pub mod timeline;
 pub mod timelines;
@@ -74,6 +75,7 @@ pub async fn run(
     ready: impl FnOnce(Listening),
 ) -> anyhow::Result<()> {
     let _lock = lock(&options.data_dir)?;
+    node_id::claim(&RealFs, &options.data_dir, options.node_id)?;
     let metrics = Arc::new(Metrics::default());
     let timelines = Timelines::open(
         Arc::new(RealFs),

@@ -16,7 +16,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use treering_consensus::Greeting;
-use treering_fs::{FileSystem, write_atomically};
+use treering_fs::{FileSystem, create_dir_durably, write_atomically};
 use treering_types::{NodeId, TenantId, TimelineId};
 
 use crate::{
@@ -114,6 +114,22 @@ impl Timelines {
         open.collect()
     }
 
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Room where the timelines are.
+    ///
+    /// # Errors
+    /// The operating system does not say.
+    pub async fn free_bytes(&self) -> Result<u64, StoreError> {
+        let (fs, data_dir) = (self.fs.clone(), self.data_dir.clone());
+        let asked = move || {
+            fs.free_bytes(&data_dir).map_err(StoreError::io("ask for the room at", &data_dir))
+        };
+        run_blocking(asked).await?
+    }
+
     /// Timelines that could not be opened.
     pub fn broken(&self) -> usize {
         self.slots.lock().values().filter(|slot| matches!(slot, Slot::Broken(_))).count()
@@ -170,16 +186,16 @@ impl Timelines {
         Ok(timeline)
     }
 
-    /// Stops a timeline and removes its files; done already is done. What remains is the mark.
+    /// Stops a timeline and removes its files; done already is done. What remains is the mark. One that is not known gets it, too:
+    /// a proposer's greeting may be on its way to a member that was away.
     pub async fn delete(&self, tenant: TenantId, timeline: TimelineId) -> Result<(), StoreError> {
         let key = (tenant, timeline);
         let _guard = self.changing.lock().await;
         let slot = self.slots.lock().get(&key).cloned();
         match slot {
-            None => return Err(StoreError::NotFound),
             Some(Slot::Deleted) => return Ok(()),
             Some(Slot::Open(open)) => open.shut_down().await,
-            Some(Slot::Broken(_)) => {}
+            Some(Slot::Broken(_)) | None => {}
         }
         let (fs, directory) = (self.fs.clone(), self.directory(key));
         run_blocking(move || mark_deleted(&*fs, &directory)).await??;
@@ -229,6 +245,7 @@ fn open_directory(
 }
 
 fn mark_deleted(fs: &dyn FileSystem, directory: &Path) -> Result<(), StoreError> {
+    create_dir_durably(fs, directory).map_err(StoreError::io("create", directory))?;
     let path = directory.join(DELETED_MARK);
     write_atomically(fs, &path, b"").map_err(StoreError::io("write", &path))
 }
