@@ -1,6 +1,11 @@
 //! `storage size PROJECT`.
 
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -153,14 +158,16 @@ fn branch_size(
 ) -> anyhow::Result<BranchSize> {
     let data_dir = place.data_dir();
     let id = size.timeline_id;
-    let below = |service: &str, parts: [&str; 2]| {
-        let path = data_dir.service_dir(service).join(parts[0]).join(parts[1]).join(id.to_string());
+    let below = |dir: PathBuf, parts: [&str; 2]| {
+        let path = dir.join(parts[0]).join(parts[1]).join(id.to_string());
         on_disk(&path).with_context(|| path.display().to_string())
     };
     let tenant = tenant.to_string();
-    let pages_bytes = below("pageserver", ["tenants", &tenant])?;
-    let log_bytes = below("safekeeper", [&tenant, ""])?;
-    let compute_bytes = below("agent", ["computes", ""])?;
+    let pages_bytes = below(data_dir.service_dir("pageserver"), ["tenants", &tenant])?;
+    // Each safekeeper has a copy.
+    let logs = data_dir.safekeeper_dirs()?.into_iter().map(|dir| below(dir, [&tenant, ""]));
+    let log_bytes = logs.sum::<anyhow::Result<u64>>()?;
+    let compute_bytes = below(data_dir.service_dir("agent"), ["computes", ""])?;
     let parent =
         size.ancestor_timeline_id.and_then(|id| all.iter().find(|of| of.timeline_id == id));
     let pinned = parent.map_or(0, |parent| parent.pinned_by(id));
