@@ -32,12 +32,15 @@ test-all: test ## The same, then lazy pages under 16, 18 and Postgres's own suit
 
 MODEL_CASES ?= 10000
 SIMULATOR_TIMES ?= 40
+FAULT_SECONDS ?= 600
 
-test-long: prerequisites ## The random tests at length: MODEL_CASES lives of the engine, SIMULATOR_TIMES the usual lives of the quorum
+test-long: prerequisites postgres-17 ## The random tests at length: MODEL_CASES lives of the engine, SIMULATOR_TIMES the usual lives of the quorum, FAULT_SECONDS of faults
 	TREERING_MODEL_CASES=$(MODEL_CASES) cargo test -p treering-engine --test model -- --nocapture
 	cargo test -p treering-engine --test crash --test bit_flips --test size
 	SIMULATOR_TIMES=$(SIMULATOR_TIMES) cargo test -p treering-consensus --test simulator -- --nocapture
 	cargo test --release -p treering-consensus --test spec -- --nocapture --include-ignored --test-threads 1
+	cargo build -p treering
+	FAULT_SECONDS=$(FAULT_SECONDS) cargo test -p treering-tests --test faults -- --nocapture --test-threads 1
 
 MINUTES ?= 30
 SCALE ?= 100

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use tokio::task::JoinSet;
+use treering_consensus::TimelineIdentity;
 
 use crate::{
     agent::Agent,
@@ -56,8 +57,9 @@ impl Agent {
         let postmaster =
             Postmaster::adopt(branch_dir, &data_dir)?.context("its postmaster is dead")?;
         let session = Session::elect(
-            Log { identity: record.log(), pg_ancestors: Vec::new() },
-            &self.safekeepers(),
+            Log { identity: self.identity_now(record.log()).await, pg_ancestors: Vec::new() },
+            self.members()?,
+            &self.options.safekeepers,
         )
         .await?;
         let last = session.election.donor_last_log_term;
@@ -89,6 +91,18 @@ impl Agent {
         }
         tracing::info!(timeline = %endpoint.timeline, pid, "adopted a running compute");
         Ok(())
+    }
+
+    /// Whose log it is. Where a new safekeeper's copy may begin has moved since the record was written; a pageserver that is
+    /// not there yet is not waited for.
+    async fn identity_now(&self, recorded: TimelineIdentity) -> TimelineIdentity {
+        match self.peers.timeline(recorded.tenant, recorded.timeline).await {
+            Ok(facts) => TimelineIdentity { start_lsn: facts.log_start_lsn(), ..recorded },
+            Err(error) => {
+                tracing::debug!("where a new log may begin is not known: {error}");
+                recorded
+            }
+        }
     }
 
     /// Serves the pages of a start whose agent is dead: `up` and the operating system keep two agents from one data

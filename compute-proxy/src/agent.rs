@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::Context;
 use parking_lot::Mutex;
-use treering_consensus::{Generation, MemberEnd, PgAncestor, TimelineIdentity, settled_end};
+use tokio::time::timeout;
+use treering_consensus::{
+    Configuration, Election, Generation, MemberEnd, PgAncestor, TimelineIdentity, settled_end,
+};
 use treering_pgfmt::version::PgMajor;
 use treering_types::{ErrorKind, Lsn, TenantId, Term, TimelineId};
 
@@ -50,6 +53,8 @@ use crate::{
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// How long a postmaster may take until the page library under it says hello.
 const REPORT_LIMIT: Duration = Duration::from_secs(10);
+/// How long the other safekeepers may take to say where a log ends once a majority has.
+const LAST_ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// How long another agent may hold our directory before we give up.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 /// Longest socket path the kernel takes (`sun_path`), less the file name Postgres adds.
@@ -91,11 +96,6 @@ impl Agent {
     /// Where computes live, a directory each.
     pub fn computes_dir(&self) -> &Path {
         &self.computes_dir
-    }
-
-    /// Addresses of the quorum's members.
-    pub fn safekeepers(&self) -> Vec<String> {
-        vec![self.options.safekeeper_wal.clone()]
     }
 
     pub fn endpoint(&self, tenant: TenantId, timeline: TimelineId) -> Arc<Endpoint> {
@@ -165,7 +165,8 @@ impl Agent {
             return Ok(end);
         }
         let facts = self.peers.timeline(tenant, timeline).await?;
-        let session = Session::elect(self.log_of(&endpoint, &facts), &self.safekeepers()).await?;
+        let log = self.log_of(&endpoint, &facts);
+        let session = self.elect(log, self.members()?).await?;
         let sealed = session.start_lsn;
         // Whoever asks next is to find it settled.
         session.end().await;
@@ -175,16 +176,77 @@ impl Agent {
     /// Where the log ends, if a majority of the members can tell without an election.
     async fn settled_end(&self, endpoint: &Endpoint) -> Result<Option<Lsn>, AgentError> {
         let (tenant, timeline) = (endpoint.tenant, endpoint.timeline);
-        let answers = match self.peers.log_end(tenant, timeline).await? {
-            LogEnd::At(end) => vec![end],
-            LogEnd::NoLog => {
-                let start_lsn = self.peers.timeline(tenant, timeline).await?.start_lsn;
-                let generation = Generation(0);
-                vec![MemberEnd { generation, flush_lsn: start_lsn, commit_lsn: start_lsn }]
+        // The newest that anybody tells of: a change that was decided after it would be known to a majority of its members.
+        let mut configuration = self.members()?;
+        let mut asked = self.peers.log_ends(tenant, timeline);
+        let (mut answers, mut begin) = (Vec::new(), None);
+        // Any majority will do, and where it has not settled it, nobody waits long for a member that hangs.
+        let mut patience = Duration::MAX;
+        while let Ok(Some(answer)) = timeout(patience, asked.join_next()).await {
+            let (node, answer) = answer.map_err(anyhow::Error::from)?;
+            match answer {
+                Ok(LogEnd::At(end, followed)) => {
+                    answers.push((node, end));
+                    if followed.generation() > configuration.generation() {
+                        configuration = followed;
+                    }
+                }
+                Ok(LogEnd::NoLog) => {
+                    let start_lsn = match begin {
+                        Some(known) => known,
+                        None => self.peers.timeline(tenant, timeline).await?.start_lsn,
+                    };
+                    begin = Some(start_lsn);
+                    let (generation, flush_lsn, commit_lsn) = (Generation(0), start_lsn, start_lsn);
+                    answers.push((node, MemberEnd { generation, flush_lsn, commit_lsn }));
+                }
+                Ok(LogEnd::Latched) => {}
+                Err(error) => {
+                    tracing::debug!(%timeline, "a safekeeper does not say where a log ends: {error}")
+                }
             }
-            LogEnd::Latched => Vec::new(),
-        };
-        Ok(settled_end(&answers, self.safekeepers().len()))
+            let of_members = answers.iter().filter(|(node, _)| configuration.contains(*node));
+            let of_members: Vec<_> = of_members.map(|(_, end)| *end).collect();
+            if let Some(end) = settled_end(&of_members, &configuration) {
+                return Ok(Some(end));
+            }
+            if of_members.len() > configuration.members().len() / 2 {
+                patience = LAST_ANSWER_LIMIT;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Who decides on a log that is begun here. Where that has changed since, its members say so.
+    ///
+    /// # Errors
+    /// `Invalid` for a list that names nobody, or somebody twice.
+    pub fn members(&self) -> Result<Configuration, AgentError> {
+        Configuration::first(self.options.members.clone())
+            .map_err(|error| AgentError::new(ErrorKind::Invalid, error.to_string()))
+    }
+
+    async fn elect(&self, log: Log, configuration: Configuration) -> Result<Session, AgentError> {
+        Session::elect(log, configuration, &self.options.safekeepers).await
+    }
+
+    /// Sees to it that somebody has been elected under `configuration`, which is being changed: a compute that runs follows
+    /// it by itself, else an election seals the log under it. That fills its members.
+    pub async fn elect_under(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+        configuration: Configuration,
+    ) -> Result<(), AgentError> {
+        let endpoint = self.endpoint(tenant, timeline);
+        let _changing = endpoint.change().await?;
+        if endpoint.current().is_some() {
+            return Ok(());
+        }
+        let facts = self.peers.timeline(tenant, timeline).await?;
+        let session = self.elect(self.log_of(&endpoint, &facts), configuration).await?;
+        session.end().await;
+        Ok(())
     }
 
     fn log_of(&self, endpoint: &Endpoint, facts: &peers::Timeline) -> Log {
@@ -196,7 +258,7 @@ impl Agent {
                 system_id: facts.system_id,
                 pg_major: facts.pg_version,
                 pg_tli: facts.pg_tli,
-                start_lsn: facts.start_lsn,
+                start_lsn: facts.log_start_lsn(),
             },
             pg_ancestors: facts.pg_ancestors.iter().map(ancestor).collect(),
         }
@@ -252,7 +314,7 @@ impl Agent {
         let data_dir = run_dir.join("pgdata");
         // From the election on, no older compute of this branch can commit.
         let log = self.log_of(endpoint, &facts);
-        let session = Arc::new(Session::elect(log, &self.safekeepers()).await?);
+        let session = Arc::new(self.elect(log, self.members()?).await?);
         let started =
             self.fetch_and_launch(endpoint, &facts, session.clone(), &data_dir, owner).await;
         let compute = match started {
@@ -344,7 +406,7 @@ impl Agent {
             prepare::unpack(basebackup::open(&source)?, &target)
         });
         let (fetched, before_f) =
-            tokio::join!(fetched, self.real_wal_before(endpoint, timeline, from));
+            tokio::join!(fetched, self.real_wal_before(endpoint, timeline, &session.election));
         let facts: StartFacts = fetched.map_err(anyhow::Error::from)??;
         let before_f = before_f?;
         let install = (data_dir.to_owned(), facts.clone());
@@ -486,16 +548,18 @@ impl Agent {
         &self,
         endpoint: &Endpoint,
         facts: &peers::Timeline,
-        lsn: Lsn,
+        election: &Election,
     ) -> Result<Option<Vec<u8>>, AgentError> {
+        let end = election.start_lsn;
+        let range = (end.segment_start(), end);
         let sources = [Some(endpoint.timeline), facts.ancestor_timeline_id];
         for source in sources.into_iter().flatten() {
-            match self.peers.wal(endpoint.tenant, source, lsn.segment_start(), lsn).await {
+            match self.peers.committed_wal(endpoint.tenant, source, range, election.donor).await {
                 Ok(Some(bytes)) => return Ok(Some(bytes.to_vec())),
                 Ok(None) => {}
                 // They may be in an object store that is away. Only a standby that reads across F would miss them.
                 Err(error) if error.kind == ErrorKind::Unavailable => {
-                    tracing::warn!(timeline = %source, "started without the log before {lsn}: {error}");
+                    tracing::warn!(timeline = %source, "started without the log before {end}: {error}");
                 }
                 Err(error) => return Err(error),
             }

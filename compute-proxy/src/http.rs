@@ -9,8 +9,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
-use treering_types::{ErrorKind, TenantId, TimelineId};
+use treering_consensus::{Configuration, Generation};
+use treering_types::{ErrorKind, NodeId, TenantId, TimelineId};
 
 use crate::{agent::Agent, endpoint::Shown, error::AgentError};
 
@@ -25,6 +27,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/readyz", get(|| async { "ok" }))
         .route("/v1/computes", get(list))
         .route(&format!("{timeline}/barrier"), post(barrier))
+        .route(&format!("{timeline}/elect"), post(elect))
         .route(&format!("{timeline}/compute"), get(show).delete(remove))
         .route(&format!("{timeline}/compute/start"), post(start))
         .route(&format!("{timeline}/compute/stop"), post(stop))
@@ -45,6 +48,28 @@ async fn whole<T: Send + 'static>(
 async fn barrier(State(agent): App, Path((tenant, timeline)): Timeline) -> Answer<Value> {
     let commit_lsn = whole(async move { agent.barrier(tenant, timeline).await }).await?;
     Ok(Json(json!({"commit_lsn": commit_lsn})))
+}
+
+/// Who is to decide, as the safekeepers' API has it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Members {
+    generation: u64,
+    members: Vec<NodeId>,
+    #[serde(default)]
+    new_members: Option<Vec<NodeId>>,
+}
+
+async fn elect(
+    State(agent): App,
+    Path((tenant, timeline)): Timeline,
+    Json(members): Json<Members>,
+) -> Answer<Value> {
+    let Members { generation, members, new_members } = members;
+    let configuration = Configuration::new(Generation(generation), members, new_members)
+        .map_err(|error| AgentError::new(ErrorKind::Invalid, error.to_string()))?;
+    whole(async move { agent.elect_under(tenant, timeline, configuration).await }).await?;
+    Ok(Json(json!({})))
 }
 
 async fn show(State(agent): App, Path((tenant, timeline)): Timeline) -> Json<Shown> {

@@ -36,7 +36,7 @@ use std::{
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use treering_types::TimelineId;
+use treering_types::{NodeId, TimelineId};
 
 /// How to run the agent.
 #[derive(Debug, Clone)]
@@ -49,13 +49,25 @@ pub struct AgentOptions {
     /// Base URLs, `http://host:port`.
     pub control_http: String,
     pub pageserver_http: String,
-    pub safekeeper_http: String,
     /// `host:port`.
     pub pageserver_pg: String,
-    pub safekeeper_wal: String,
+    /// All that logs may be kept by, and where they are.
+    pub safekeepers: Vec<Safekeeper>,
+    /// Those of them that decide on the logs that are begun here: an odd number, the same for all agents.
+    pub members: Vec<NodeId>,
     /// Directory of the `postgres` program; searched for when absent.
     pub pg_bin_dir: Option<PathBuf>,
     pub pages: pages::PageOptions,
+}
+
+/// A safekeeper, and where it is reached.
+#[derive(Debug, Clone)]
+pub struct Safekeeper {
+    pub node: NodeId,
+    /// `host:port` for proposers.
+    pub wal: String,
+    /// Base URL.
+    pub http: String,
 }
 
 /// Where the agent listens.

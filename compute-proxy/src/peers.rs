@@ -1,25 +1,34 @@
-//! The HTTP APIs the agent asks: names from control, facts from the pageserver, WAL bytes from the safekeeper.
+//! The HTTP APIs the agent asks: names from control, facts from the pageserver, WAL bytes from the safekeepers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
 use reqwest::StatusCode;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
-use treering_consensus::{Generation, MemberEnd};
-use treering_types::{ErrorKind, Lsn, TenantId, TimelineId};
+use tokio::{task::JoinSet, time::sleep};
+use treering_consensus::{Configuration, Generation, MemberEnd};
+use treering_types::{ErrorKind, Lsn, NodeId, TenantId, TimelineId};
 
-use crate::{AgentOptions, error::AgentError};
+use crate::{AgentOptions, Safekeeper, error::AgentError};
 
 /// The longest a peer may take to answer.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
+/// The longest a safekeeper may take to say where a log ends.
+const LOG_END_LIMIT: Duration = Duration::from_secs(5);
+/// The longest a safekeeper may take to give a segment of its log, before another one is asked.
+const WAL_LIMIT: Duration = Duration::from_secs(3);
+/// How long safekeepers are asked, one after the other, for WAL that they are to have: the news that it is committed may
+/// still be on its way to them.
+const WAL_PATIENCE: Duration = Duration::from_secs(10);
+const WAL_PAUSE: Duration = Duration::from_millis(5);
 
 #[derive(Clone)]
 pub struct Peers {
     http: reqwest::Client,
     control: String,
     pageserver: String,
-    safekeeper: String,
+    safekeepers: Vec<Safekeeper>,
 }
 
 /// What control says of a branch name.
@@ -47,12 +56,26 @@ pub struct Timeline {
     pub start_lsn: Lsn,
     /// How far it is ingested.
     pub last_record_lsn: Lsn,
+    disk_consistent_lsn: Lsn,
+    /// Absent without an object store.
+    #[serde(default)]
+    remote_consistent_lsn: Option<Lsn>,
+}
+
+impl Timeline {
+    /// Where a safekeeper's log may begin that has none of this timeline: what lies before is committed, and kept for good
+    /// elsewhere; the other safekeepers may have removed it.
+    pub fn log_start_lsn(&self) -> Lsn {
+        let durable = self.remote_consistent_lsn.unwrap_or(self.disk_consistent_lsn);
+        durable.min(self.last_record_lsn).max(self.start_lsn)
+    }
 }
 
 /// What a safekeeper says of its copy of a log.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum LogEnd {
-    At(MemberEnd),
+    /// With the configuration that it follows.
+    At(MemberEnd, Configuration),
     /// No compute was ever started on the timeline.
     NoLog,
     /// It cannot vouch for anything before it is opened again.
@@ -74,15 +97,21 @@ impl Peers {
             http: reqwest::Client::builder().timeout(CALL_LIMIT).build()?,
             control: options.control_http.clone(),
             pageserver: options.pageserver_http.clone(),
-            safekeeper: options.safekeeper_http.clone(),
+            safekeepers: options.safekeepers.clone(),
         })
     }
 
-    async fn get(&self, url: &str, query: &[(&str, String)]) -> Result<Bytes, AgentError> {
+    async fn get(
+        &self,
+        url: &str,
+        query: &[(&str, String)],
+        limit: Duration,
+    ) -> Result<Bytes, AgentError> {
         let unreachable = |error: reqwest::Error| {
             AgentError::new(ErrorKind::Unavailable, format!("{url}: {error}"))
         };
-        let response = self.http.get(url).query(query).send().await.map_err(unreachable)?;
+        let request = self.http.get(url).query(query).timeout(limit);
+        let response = request.send().await.map_err(unreachable)?;
         let status = response.status();
         let body = response.bytes().await.map_err(unreachable)?;
         if status.is_success() {
@@ -102,7 +131,7 @@ impl Peers {
         url: &str,
         query: &[(&str, String)],
     ) -> Result<T, AgentError> {
-        let body = self.get(url, query).await?;
+        let body = self.get(url, query, CALL_LIMIT).await?;
         Ok(serde_json::from_slice(&body).with_context(|| url.to_owned())?)
     }
 
@@ -125,12 +154,22 @@ impl Peers {
         self.ask(&format!("{}/v1/tenant/{tenant}/timeline/{timeline}", self.pageserver), &[]).await
     }
 
-    /// Where the safekeeper's copy of a timeline's log ends now.
-    pub async fn log_end(
+    /// Asks every safekeeper where its copy of a timeline's log ends now. The answers come as they are given.
+    pub fn log_ends(
         &self,
         tenant: TenantId,
         timeline: TimelineId,
-    ) -> Result<LogEnd, AgentError> {
+    ) -> JoinSet<(NodeId, Result<LogEnd, AgentError>)> {
+        let mut asked = JoinSet::new();
+        for safekeeper in &self.safekeepers {
+            let (peers, node) = (self.clone(), safekeeper.node);
+            let url = log_url(safekeeper, tenant, timeline);
+            asked.spawn(async move { (node, peers.log_end(&url).await) });
+        }
+        asked
+    }
+
+    async fn log_end(&self, url: &str) -> Result<LogEnd, AgentError> {
         #[derive(Deserialize)]
         struct Log {
             flush_lsn: Lsn,
@@ -141,34 +180,72 @@ impl Peers {
         #[derive(Deserialize)]
         struct Members {
             generation: u64,
+            members: Vec<NodeId>,
+            #[serde(default)]
+            new_members: Option<Vec<NodeId>>,
         }
-        match self.ask(&self.log_url(tenant, timeline), &[]).await {
-            Ok(Log { latched: Some(_), .. }) => Ok(LogEnd::Latched),
-            Ok(Log { flush_lsn, commit_lsn, configuration, .. }) => {
-                let generation = Generation(configuration.generation);
-                Ok(LogEnd::At(MemberEnd { generation, flush_lsn, commit_lsn }))
-            }
-            Err(error) if error.kind == ErrorKind::NotFound => Ok(LogEnd::NoLog),
-            Err(error) => Err(error),
+        let body = match self.get(url, &[], LOG_END_LIMIT).await {
+            Err(error) if error.kind == ErrorKind::NotFound => return Ok(LogEnd::NoLog),
+            other => other?,
+        };
+        let log: Log = serde_json::from_slice(&body).with_context(|| url.to_owned())?;
+        let Log { flush_lsn, commit_lsn, configuration, latched } = log;
+        if latched.is_some() {
+            return Ok(LogEnd::Latched);
         }
+        let Members { generation, members, new_members } = configuration;
+        let generation = Generation(generation);
+        let followed = Configuration::new(generation, members, new_members)
+            .map_err(|error| AgentError::new(ErrorKind::Unavailable, format!("{url}: {error}")))?;
+        Ok(LogEnd::At(MemberEnd { generation, flush_lsn, commit_lsn }, followed))
     }
 
-    fn log_url(&self, tenant: TenantId, timeline: TimelineId) -> String {
-        format!("{}/v1/tenant/{tenant}/timeline/{timeline}", self.safekeeper)
-    }
-
-    /// The WAL of `from..to`, or `None` when it is trimmed or was never there.
-    pub async fn wal(
+    /// The committed WAL of `range`, or `None` when it is trimmed or was never there. `first` is asked first.
+    ///
+    /// # Errors
+    /// Fewer than a majority can tell.
+    pub async fn committed_wal(
         &self,
         tenant: TenantId,
         timeline: TimelineId,
-        from: Lsn,
-        to: Lsn,
+        range: (Lsn, Lsn),
+        first: NodeId,
     ) -> Result<Option<Bytes>, AgentError> {
-        let url = format!("{}/wal", self.log_url(tenant, timeline));
-        match self.get(&url, &[("from", from.to_string()), ("to", to.to_string())]).await {
-            Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Gone) => Ok(None),
-            other => other.map(Some),
+        let deadline = Instant::now() + WAL_PATIENCE;
+        let mut safekeepers: Vec<_> = self.safekeepers.iter().collect();
+        safekeepers.sort_by_key(|safekeeper| safekeeper.node != first);
+        let query = [
+            ("from", range.0.to_string()),
+            ("to", range.1.to_string()),
+            ("committed", "true".to_owned()),
+        ];
+        loop {
+            let mut failure = None;
+            for safekeeper in &safekeepers {
+                let url = format!("{}/wal", log_url(safekeeper, tenant, timeline));
+                match self.get(&url, &query, WAL_LIMIT).await {
+                    Ok(bytes) => return Ok(Some(bytes)),
+                    Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Gone) => {}
+                    Err(error) => {
+                        failure.get_or_insert((0, error)).0 += 1;
+                    }
+                }
+            }
+            match failure {
+                Some((failed, error)) if failed * 2 >= safekeepers.len() => {
+                    if Instant::now() > deadline {
+                        return Err(error);
+                    }
+                }
+                // A majority has not got it.
+                Some(_) | None => return Ok(None),
+            }
+            sleep(WAL_PAUSE).await;
         }
     }
+}
+
+fn log_url(safekeeper: &Safekeeper, tenant: TenantId, timeline: TimelineId) -> String {
+    let base = safekeeper.http.trim_end_matches('/');
+    format!("{base}/v1/tenant/{tenant}/timeline/{timeline}")
 }

@@ -2,20 +2,21 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     hash::{DefaultHasher, Hash, Hasher},
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
 use tokio::sync::{Mutex, RwLock};
-use treering_types::{Lsn, TenantId, TimelineId};
+use treering_types::{Lsn, NodeId, TenantId, TimelineId};
 
 use crate::{
     at::{self, At},
     error::ApiError,
     model::{
-        Branch, BranchView, Connection, Created, DEFAULT_PROJECT, Phase, Project, ROOT_BRANCH,
-        Resolved, check_branch_name,
+        Branch, BranchView, ChangedLog, Connection, Created, DEFAULT_PROJECT, LeftLog, Phase,
+        Project, ROOT_BRANCH, Resolved, SafekeeperView, check_branch_name,
     },
     peers::{ComputeStatus, Peers},
     store::Store,
@@ -25,6 +26,8 @@ use crate::{
 const NAME_LOCKS: usize = 64;
 /// Between two attempts to reconcile while peers come up.
 const RECONCILE_PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks for logs that a safekeeper has still to delete.
+const LEFT_LOGS_PAUSE: Duration = Duration::from_secs(5);
 
 /// Projects, branches and the peers that carry them.
 pub struct Branches {
@@ -115,7 +118,7 @@ impl Branches {
             let mut left = Vec::new();
             for orphan in orphans {
                 tracing::info!(timeline = %orphan.timeline_id, "removing a timeline no branch was recorded for");
-                match self.peers.delete_timeline(project.tenant_id, orphan.timeline_id).await {
+                match self.delete_timeline(project.tenant_id, orphan.timeline_id).await {
                     Err(error) if error.code == "conflict" => left.push(orphan),
                     other => other?,
                 }
@@ -397,8 +400,68 @@ impl Branches {
             }
             _ => {}
         }
-        self.peers.delete_timeline(project.tenant_id, branch.timeline_id).await?;
+        self.delete_timeline(project.tenant_id, branch.timeline_id).await?;
         self.store.remove_branch(&project.id, &branch.name).map_err(ApiError::internal)
+    }
+
+    /// Deletes pages and log. What a safekeeper that does not answer has still to delete is recorded first.
+    async fn delete_timeline(&self, tenant: TenantId, id: TimelineId) -> Result<(), ApiError> {
+        self.peers.delete_pages(tenant, id).await?;
+        for node_id in self.peers.delete_log(tenant, id).await? {
+            tracing::info!(safekeeper = %node_id, timeline = %id, "a log is deleted when its safekeeper is back");
+            let left = LeftLog { node_id, tenant_id: tenant, timeline_id: id };
+            self.store.put_left_log(&left).map_err(ApiError::internal)?;
+        }
+        Ok(())
+    }
+
+    /// Has safekeepers that were away delete what was deleted meanwhile. Goes on for ever.
+    pub async fn remove_left_logs(&self) -> Infallible {
+        loop {
+            if let Err(error) = self.remove_left_logs_once().await {
+                tracing::warn!(%error, "logs that safekeepers have still to delete");
+            }
+            tokio::time::sleep(LEFT_LOGS_PAUSE).await;
+        }
+    }
+
+    async fn remove_left_logs_once(&self) -> anyhow::Result<()> {
+        for left in self.store.left_logs()? {
+            if self.peers.delete_left_log(&left).await.is_ok() {
+                self.store.remove_left_log(&left)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the safekeepers `wanted` keep all logs, one after the other. What fails for one of them is in its row.
+    ///
+    /// # Errors
+    /// The records cannot be read.
+    pub async fn change_members(&self, wanted: &[NodeId]) -> Result<Vec<ChangedLog>, ApiError> {
+        let mut changed = Vec::new();
+        for project in self.store.projects().map_err(ApiError::internal)? {
+            for branch in self.store.branches(&project.id).map_err(ApiError::internal)? {
+                let tenant = project.tenant_id;
+                let done = self.peers.change_members(tenant, branch.timeline_id, wanted).await;
+                let (members, error) = match done {
+                    Ok(members) => (members, None),
+                    Err(error) => (None, Some(error)),
+                };
+                changed.push(ChangedLog {
+                    project: project.id.clone(),
+                    branch: branch.name,
+                    members,
+                    error,
+                });
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Where each safekeeper stands. None waits for one that hangs.
+    pub async fn safekeepers(&self) -> Vec<SafekeeperView> {
+        self.peers.safekeeper_views().await
     }
 
     /// Starts the compute of a branch and waits until it takes connections. A stopped branch wakes again after.

@@ -3,16 +3,19 @@
 //! Control owns names and intentions (a branch exists, a branch is stopped, a password); it owns no data. Every
 //! mutation is ordered so that a crash leaves a whole branch or none: the timeline is made first and the name
 //! recorded last; a deletion is recorded first and carried out after. [`reconcile`](branches::Branches::reconcile)
-//! finishes what a crash cut short when the service starts.
+//! finishes what a crash cut short when the service starts. A majority of the safekeepers is enough for everything; what
+//! one that was away has still to delete is recorded, and deleted when it is back ([`safekeepers`]).
 
 #![forbid(unsafe_code)]
 
 pub mod at;
 pub mod branches;
 pub mod error;
+pub mod members;
 pub mod model;
 pub mod peers;
 pub mod rest;
+pub mod safekeepers;
 pub mod store;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
@@ -20,6 +23,14 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use treering_types::NodeId;
+
+/// A safekeeper, and the base URL of its admin API.
+#[derive(Debug, Clone)]
+pub struct Safekeeper {
+    pub node: NodeId,
+    pub http: String,
+}
 
 /// How to run the service.
 #[derive(Debug, Clone)]
@@ -29,8 +40,9 @@ pub struct ControlOptions {
     pub listen_http: SocketAddr,
     /// Base URLs, `http://host:port`.
     pub pageserver_http: String,
-    pub safekeeper_http: String,
     pub agent_http: String,
+    /// All there are.
+    pub safekeepers: Vec<Safekeeper>,
     /// Where clients connect, for connection strings: `host:port`.
     pub client_address: String,
     /// Major of the Postgres that computes run: what a first project is made for.
@@ -57,8 +69,12 @@ pub async fn run(
         done = branches.reconcile() => done.context("finish what was under way")?,
         () = stop.cancelled() => return Ok(()),
     }
-    let router = rest::router(branches);
+    let router = rest::router(branches.clone());
     ready(address);
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await?;
-    Ok(())
+    let serving = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+    let serving = serving.into_future();
+    tokio::select! {
+        served = serving => Ok(served?),
+        never = branches.remove_left_logs() => match never {},
+    }
 }

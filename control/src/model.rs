@@ -2,9 +2,9 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use treering_types::{Lsn, TenantId, TimelineId};
+use treering_types::{Lsn, NodeId, TenantId, TimelineId};
 
-use crate::error::ApiError;
+use crate::{error::ApiError, members::Members};
 
 /// The project every command means unless told otherwise.
 pub const DEFAULT_PROJECT: &str = "default";
@@ -111,6 +111,66 @@ pub struct Connection {
     pub password: String,
     pub database: String,
     pub options: String,
+}
+
+/// The log of a deleted timeline, at a safekeeper that was away when it was deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftLog {
+    pub node_id: NodeId,
+    pub tenant_id: TenantId,
+    pub timeline_id: TimelineId,
+}
+
+impl LeftLog {
+    pub fn key(&self) -> String {
+        format!("{}/{}/{}", self.node_id, self.tenant_id, self.timeline_id)
+    }
+}
+
+/// What has become of one log's members.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChangedLog {
+    pub project: String,
+    pub branch: String,
+    /// Who keeps it now; absent for a branch that has no log yet.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub members: Option<Members>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<ApiError>,
+}
+
+/// A safekeeper as shown.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SafekeeperView {
+    pub node_id: NodeId,
+    pub address: String,
+    /// `ready`, or `down` with a reason.
+    pub state: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// Room on the disk that holds its logs.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub free_bytes: Option<u64>,
+    /// What it holds of its timelines' logs.
+    pub logs: Vec<MemberView>,
+}
+
+/// A safekeeper's copy of one timeline's log, as shown.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MemberView {
+    pub tenant_id: TenantId,
+    pub timeline_id: TimelineId,
+    pub term: u64,
+    pub flush_lsn: Lsn,
+    pub commit_lsn: Lsn,
+    /// The oldest position that it holds.
+    pub trim_lsn: Lsn,
+    /// Committed log that it lacks, as far as the safekeepers that answer know.
+    #[serde(default)]
+    pub lag_bytes: u64,
+    /// Why it refuses everything, when it does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub latched: Option<String>,
 }
 
 /// Branch names: lower-case letters, digits, hyphens; a letter first; at most 63.

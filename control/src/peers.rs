@@ -1,23 +1,25 @@
-//! The admin APIs of the pageserver, the safekeeper and the agent, as control uses them.
+//! The admin APIs of the pageserver and the agent, as control uses them. Those of the safekeepers: [`crate::safekeepers`].
 
 use std::time::Duration;
 
 use anyhow::Context;
+use bytes::Bytes;
 use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use treering_types::{Lsn, TenantId, TimelineId};
 
-use crate::{ControlOptions, error::ApiError};
+use crate::{ControlOptions, Safekeeper, error::ApiError};
 
 /// The longest any call to a peer may take: starting a compute fetches its pages.
 const CALL_LIMIT: Duration = Duration::from_secs(600);
 
 /// The peers of control.
+#[derive(Clone)]
 pub struct Peers {
     http: reqwest::Client,
     pageserver: String,
-    safekeeper: String,
+    pub(crate) safekeepers: Vec<Safekeeper>,
     agent: String,
     pub client_address: String,
 }
@@ -49,7 +51,7 @@ impl Peers {
         Ok(Peers {
             http,
             pageserver: options.pageserver_http.clone(),
-            safekeeper: options.safekeeper_http.clone(),
+            safekeepers: options.safekeepers.clone(),
             agent: options.agent_http.clone(),
             client_address: options.client_address.clone(),
         })
@@ -61,19 +63,49 @@ impl Peers {
         url: String,
         body: Option<Value>,
     ) -> Result<T, ApiError> {
-        let mut request = self.http.request(method, &url);
-        if let Some(body) = body {
-            request = request.json(&body);
-        }
-        let response = request.send().await.map_err(|error| no_answer(&url, &error))?;
-        let status = response.status();
-        let bytes = response.bytes().await.map_err(|error| no_answer(&url, &error))?;
+        self.call_within(CALL_LIMIT, method, url, body).await
+    }
+
+    pub(crate) async fn call_within<T: DeserializeOwned>(
+        &self,
+        limit: Duration,
+        method: Method,
+        url: String,
+        body: Option<Value>,
+    ) -> Result<T, ApiError> {
+        let (status, bytes) = self.exchange(limit, method, &url, body).await?;
         if status.is_success() {
             let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
             return serde_json::from_slice(bytes)
                 .map_err(|error| ApiError::internal(format!("{url}: {error}")));
         }
-        Err(serde_json::from_slice(&bytes).unwrap_or_else(|_| plain_error(&url, status, &bytes)))
+        Err(Peers::error_in(&url, status, &bytes))
+    }
+
+    /// One request; the answer as it comes.
+    pub(crate) async fn exchange(
+        &self,
+        limit: Duration,
+        method: Method,
+        url: &str,
+        body: Option<Value>,
+    ) -> Result<(StatusCode, Bytes), ApiError> {
+        let mut request = self.http.request(method, url).timeout(limit);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let response = request.send().await.map_err(|error| no_answer(url, &error, limit))?;
+        let status = response.status();
+        let bytes = response.bytes().await.map_err(|error| no_answer(url, &error, limit))?;
+        Ok((status, bytes))
+    }
+
+    pub(crate) fn error_in(url: &str, status: StatusCode, body: &[u8]) -> ApiError {
+        serde_json::from_slice(body).unwrap_or_else(|_| plain_error(url, status, body))
+    }
+
+    pub(crate) fn agent_url(&self, tenant: TenantId, id: TimelineId, what: &str) -> String {
+        format!("{}/v1/tenant/{tenant}/timeline/{id}/{what}", self.agent)
     }
 
     pub async fn create_tenant(&self, tenant: TenantId, pg_version: u32) -> Result<(), ApiError> {
@@ -143,16 +175,13 @@ impl Peers {
         Ok(self.call::<LsnByTime>(Method::GET, url, None).await?.lsn)
     }
 
-    /// Deletes a timeline at the pageserver and the safekeeper; what is gone already is fine.
-    pub async fn delete_timeline(&self, tenant: TenantId, id: TimelineId) -> Result<(), ApiError> {
-        for base in [&self.pageserver, &self.safekeeper] {
-            let url = format!("{base}/v1/tenant/{tenant}/timeline/{id}");
-            match self.call::<Value>(Method::DELETE, url, None).await {
-                Err(error) if error.code != "not_found" => return Err(error),
-                _ => {}
-            }
+    /// Deletes a timeline at the pageserver; one that is gone already is fine.
+    pub async fn delete_pages(&self, tenant: TenantId, id: TimelineId) -> Result<(), ApiError> {
+        let url = format!("{}/{id}", self.timelines(tenant));
+        match self.call::<Value>(Method::DELETE, url, None).await {
+            Err(error) if error.code != "not_found" => Err(error),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Archives a timeline once the pageserver has ingested `end`.
@@ -181,7 +210,7 @@ impl Peers {
         struct Barrier {
             commit_lsn: Lsn,
         }
-        let url = format!("{}/v1/tenant/{tenant}/timeline/{id}/barrier", self.agent);
+        let url = self.agent_url(tenant, id, "barrier");
         Ok(self.call::<Barrier>(Method::POST, url, None).await?.commit_lsn)
     }
 
@@ -212,9 +241,9 @@ impl Peers {
 }
 
 /// A peer that is down is told from one that is there and takes too long: only the first has lost what it was doing.
-fn no_answer(url: &str, error: &reqwest::Error) -> ApiError {
+fn no_answer(url: &str, error: &reqwest::Error, limit: Duration) -> ApiError {
     match error.is_timeout() {
-        true => ApiError::new("timeout", format!("{url}: no answer within {CALL_LIMIT:?}")),
+        true => ApiError::new("timeout", format!("{url}: no answer within {limit:?}")),
         false => ApiError::unreachable(format!("{url}: {}", root_cause(error))),
     }
 }

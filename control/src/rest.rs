@@ -6,16 +6,18 @@ use axum::{
     Json, Router,
     extract::{FromRequest, Path, Query, Request, State, rejection::JsonRejection},
     http::StatusCode,
-    routing::{get, post},
+    routing::{get, post, put},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use treering_types::TimelineId;
+use treering_types::{NodeId, TimelineId};
 
 use crate::{
     branches::{Branches, CreateBranch},
     error::ApiError,
-    model::{BranchView, Connection, Created, DEFAULT_PROJECT, Resolved},
+    model::{
+        BranchView, ChangedLog, Connection, Created, DEFAULT_PROJECT, Resolved, SafekeeperView,
+    },
 };
 
 type App = State<Arc<Branches>>;
@@ -29,6 +31,8 @@ pub fn router(branches: Arc<Branches>) -> Router {
         .route("/readyz", get(|| async { "ok" }))
         .route("/v1/version", get(version))
         .route("/v1/resolve", get(resolve))
+        .route("/v1/safekeepers", get(safekeepers))
+        .route("/v1/safekeepers/members", put(change_members))
         .route("/v1/projects/{project}/branches", get(list).post(create))
         .route(branch, get(show).delete(delete))
         .route(&format!("{branch}/start"), post(start))
@@ -91,6 +95,24 @@ async fn resolve(State(branches): App, Query(query): Query<ResolveQuery>) -> Ans
         Some(timeline) => branches.resolve_timeline(project, timeline).map(Json),
         None => branches.resolve(project, &query.branch).map(Json),
     }
+}
+
+async fn safekeepers(State(branches): App) -> Json<Vec<SafekeeperView>> {
+    Json(branches.safekeepers().await)
+}
+
+/// Who is to keep all logs.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    members: Vec<NodeId>,
+}
+
+async fn change_members(
+    State(branches): App,
+    Body(Wanted { members }): Body<Wanted>,
+) -> Answer<Vec<ChangedLog>> {
+    to_the_end(async move { branches.change_members(&members).await }).await.map(Json)
 }
 
 async fn list(State(branches): App, Path(project): Path<String>) -> Answer<Vec<BranchView>> {

@@ -1,6 +1,6 @@
 //! The embedded metadata store: projects and branches as JSON values in one redb file.
 //!
-//! Every write is one durable transaction. Keys: project id; `<project>/<branch>`.
+//! Every write is one durable transaction. Keys: project id; `<project>/<branch>`; `<node>/<tenant>/<timeline>`.
 
 use std::path::Path;
 
@@ -8,11 +8,13 @@ use anyhow::Context;
 use redb::{Database, ReadableTable, StorageBackend, TableDefinition, backends::InMemoryBackend};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::model::{Branch, Project};
+use crate::model::{Branch, LeftLog, Project};
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const PROJECTS: TableDefinition<&str, &[u8]> = TableDefinition::new("projects");
 const BRANCHES: TableDefinition<&str, &[u8]> = TableDefinition::new("branches");
+/// Logs of deleted timelines that a safekeeper has still to delete.
+const LEFT_LOGS: TableDefinition<&str, &[u8]> = TableDefinition::new("left_logs");
 /// The layout of this file. A higher number than ours is refused.
 const FORMAT: u64 = 1;
 
@@ -46,6 +48,7 @@ impl Store {
             }
             write.open_table(PROJECTS)?;
             write.open_table(BRANCHES)?;
+            write.open_table(LEFT_LOGS)?;
         }
         write.commit()?;
         Ok(Store { db })
@@ -94,6 +97,20 @@ impl Store {
     pub fn remove_branch(&self, project: &str, name: &str) -> anyhow::Result<()> {
         let write = self.db.begin_write()?;
         write.open_table(BRANCHES)?.remove(format!("{project}/{name}").as_str())?;
+        Ok(write.commit()?)
+    }
+
+    pub fn left_logs(&self) -> anyhow::Result<Vec<LeftLog>> {
+        self.list(LEFT_LOGS, "")
+    }
+
+    pub fn put_left_log(&self, left: &LeftLog) -> anyhow::Result<()> {
+        self.put(LEFT_LOGS, &left.key(), left)
+    }
+
+    pub fn remove_left_log(&self, left: &LeftLog) -> anyhow::Result<()> {
+        let write = self.db.begin_write()?;
+        write.open_table(LEFT_LOGS)?.remove(left.key().as_str())?;
         Ok(write.commit()?)
     }
 

@@ -32,7 +32,7 @@ use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use error::ServiceError;
-pub use options::PageserverOptions;
+pub use options::{PageserverOptions, Safekeeper};
 use service::Service;
 
 /// Where a pageserver listens.

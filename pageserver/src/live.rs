@@ -20,6 +20,7 @@ use treering_types::{Lsn, TenantId, TimelineId};
 use crate::{
     cluster_state::{self, LoadError},
     error::ServiceError,
+    ingest::sources::Sources,
     leases::Leases,
 };
 
@@ -40,12 +41,14 @@ pub struct LiveTimeline {
     ancestor: Option<(Arc<LiveTimeline>, Lsn)>,
     last_record: watch::Sender<Lsn>,
     pub leases: Leases,
+    /// Whom its WAL is read from.
+    pub(crate) sources: Sources,
     /// Cancelled when the timeline is deleted or the service stops.
     pub stop: CancellationToken,
     /// A receiver runs.
     ingesting: AtomicBool,
     ingest: Mutex<IngestStatus>,
-    /// The safekeeper's commit LSN as last heard.
+    /// The highest commit LSN that a safekeeper has told of.
     commit_lsn: AtomicU64,
     checksums: OnceLock<bool>,
 }
@@ -62,6 +65,7 @@ impl LiveTimeline {
             timeline,
             ancestor,
             leases: Leases::new(lease_length),
+            sources: Sources::default(),
             stop,
             ingesting: AtomicBool::new(false),
             ingest: Mutex::default(),
@@ -167,7 +171,7 @@ impl LiveTimeline {
         self.commit_lsn.fetch_max(lsn.0, Ordering::AcqRel);
     }
 
-    /// The safekeeper's commit LSN as last heard; zero before that.
+    /// The highest commit LSN that a safekeeper has told of; zero before that.
     pub fn commit_lsn(&self) -> Lsn {
         Lsn(self.commit_lsn.load(Ordering::Acquire))
     }

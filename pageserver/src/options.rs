@@ -4,6 +4,24 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use treering_engine::EngineOptions;
 use treering_remote::Location;
+use treering_types::NodeId;
+
+/// A safekeeper, and where it is reached.
+#[derive(Clone, Debug)]
+pub struct Safekeeper {
+    pub node: NodeId,
+    /// `http://host:port`.
+    pub http: String,
+    /// `host:port` of its replication port.
+    pub pg: String,
+}
+
+impl Safekeeper {
+    /// One that is alone: number 1.
+    pub fn alone(http: impl Into<String>, pg: impl Into<String>) -> Vec<Safekeeper> {
+        vec![Safekeeper { node: NodeId(1), http: http.into(), pg: pg.into() }]
+    }
+}
 
 /// Addresses, places and bounds.
 #[derive(Clone, Debug)]
@@ -14,10 +32,8 @@ pub struct PageserverOptions {
     pub listen_pg: SocketAddr,
     /// Admin API, health, metrics.
     pub listen_http: SocketAddr,
-    /// `http://host:port` of the safekeeper.
-    pub safekeeper_http: String,
-    /// `host:port` of the safekeeper's replication port.
-    pub safekeeper_pg: String,
+    /// Each of them has all committed WAL sooner or later; it is read from any of them.
+    pub safekeepers: Vec<Safekeeper>,
     /// Directories with stock Postgres's programs, before Debian's and `PATH`.
     pub pg_bin_dirs: Vec<PathBuf>,
     pub engine: EngineOptions,
@@ -29,7 +45,7 @@ pub struct PageserverOptions {
     pub publish_wait_max: Duration,
     /// How long a page request or base backup waits for WAL that was not ingested yet.
     pub wait_lsn_max: Duration,
-    /// How often the safekeeper is asked for timelines with new WAL.
+    /// How often each safekeeper is asked for timelines with new WAL.
     pub poll_interval: Duration,
     /// How long a compute may read at an LSN after it last said that it does. Computes renew three times as often.
     pub lsn_lease_length: Duration,
@@ -39,18 +55,13 @@ pub struct PageserverOptions {
 
 impl PageserverOptions {
     /// Loopback, ports of the kernel's choice, defaults for all bounds.
-    pub fn new(
-        data_dir: impl Into<PathBuf>,
-        safekeeper_http: impl Into<String>,
-        safekeeper_pg: impl Into<String>,
-    ) -> PageserverOptions {
+    pub fn new(data_dir: impl Into<PathBuf>, safekeepers: Vec<Safekeeper>) -> PageserverOptions {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         PageserverOptions {
             data_dir: data_dir.into(),
             listen_pg: any,
             listen_http: any,
-            safekeeper_http: safekeeper_http.into(),
-            safekeeper_pg: safekeeper_pg.into(),
+            safekeepers,
             pg_bin_dirs: Vec::new(),
             engine: EngineOptions::default(),
             object_store: None,

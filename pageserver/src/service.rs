@@ -63,8 +63,8 @@ pub struct Service {
     pub metrics: Metrics,
     templates: Templates,
     live: Mutex<HashMap<(TenantId, TimelineId), Arc<LiveTimeline>>>,
-    /// Wakes the poll of the safekeeper.
-    poke: Notify,
+    /// Wakes the polls of the safekeepers, one each.
+    pokes: Vec<Notify>,
     blocking: Semaphore,
     pub(crate) backups: Semaphore,
     pub cancel: CancellationToken,
@@ -90,6 +90,7 @@ impl Service {
         if let Some(remote) = &remote {
             attach_all(remote, &engine, &options, &cancel)?;
         }
+        let pokes = options.safekeepers.iter().map(|_| Notify::new()).collect();
         let templates = Templates::new(&options.data_dir, options.pg_bin_dirs.clone());
         Ok(Arc::new(Service {
             options,
@@ -98,7 +99,7 @@ impl Service {
             metrics: Metrics::default(),
             templates,
             live: Mutex::default(),
-            poke: Notify::new(),
+            pokes,
             blocking: Semaphore::new(BLOCKING_MAX),
             backups: Semaphore::new(BACKUPS_MAX),
             cancel,
@@ -188,13 +189,23 @@ impl Service {
         remote.wait(self.options.publish_wait_max, is_stored).await
     }
 
-    /// Asks the safekeeper for new WAL now rather than at the next poll.
-    pub fn poke(&self) {
-        self.poke.notify_one();
+    /// From where on WAL of a timeline has to be kept: by us, or by a safekeeper that is behind.
+    pub(crate) fn needed_from(&self, live: &LiveTimeline) -> Lsn {
+        let everywhere = live.sources.everywhere(self.options.safekeepers.len());
+        live.timeline.durable_lsn().min(everywhere)
     }
 
-    pub(crate) async fn poked(&self) {
-        self.poke.notified().await;
+    /// Asks the safekeepers for new WAL now rather than at the next poll.
+    pub fn poke(&self) {
+        self.pokes.iter().for_each(Notify::notify_one);
+    }
+
+    /// Returns when the poll of the `nth` safekeeper is to ask again.
+    pub(crate) async fn poked(&self, nth: usize) {
+        match self.pokes.get(nth) {
+            Some(poke) => poke.notified().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// A timeline that the engine has.
@@ -312,7 +323,7 @@ impl Service {
         Ok(Branched { live: self.live(tenant, new)?, asked })
     }
 
-    /// [`LiveTimeline::wait_for`], asking the safekeeper at once.
+    /// [`LiveTimeline::wait_for`], asking the safekeepers at once.
     ///
     /// # Errors
     /// As there.

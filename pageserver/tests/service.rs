@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use support::{MAIN, Server, TENANT};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use treering_pageserver::{Listening, PageserverOptions};
+use treering_pageserver::{Listening, PageserverOptions, Safekeeper};
 use treering_pgfmt::{checksum, mask};
 use treering_types::{Fork, Lsn, PAGE_SIZE, RelTag};
 use treering_wire::{
@@ -198,11 +198,9 @@ async fn pages_follow_the_log() {
     let folder = tempfile::tempdir().expect("folder");
     let committed = Committed::default();
     let port = free_port();
-    let mut options = PageserverOptions::new(
-        folder.path(),
-        listing(Arc::clone(&committed)).await,
-        format!("127.0.0.1:{port}"),
-    );
+    let http = listing(Arc::clone(&committed)).await;
+    let safekeeper = Safekeeper::alone(http, format!("127.0.0.1:{port}"));
+    let mut options = PageserverOptions::new(folder.path(), safekeeper);
     options.wait_lsn_max = Duration::from_secs(3);
     let running = run(options.clone()).await;
 

@@ -7,13 +7,18 @@ use axum::{
     extract::{Path, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{get, post, put},
 };
 use serde::{Deserialize, Serialize};
 use treering_consensus::{AdminRequest, AdminResponse, Configuration, Generation};
 use treering_types::{ErrorKind, Lsn, NodeId, TenantId, Term, TimelineId};
 
-use crate::{error::StoreError, metrics::Metrics, timeline::Timeline, timelines::Timelines};
+use crate::{
+    error::StoreError,
+    metrics::Metrics,
+    timeline::{Request, Timeline},
+    timelines::Timelines,
+};
 
 /// Most bytes of WAL in one answer: one segment.
 const WAL_BYTES_MAX: u64 = treering_types::WAL_SEGMENT_SIZE;
@@ -30,6 +35,7 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/v1/timelines", get(list))
         .route("/v1/tenant/{tenant}/timeline/{timeline}", get(detail).delete(delete))
         .route("/v1/tenant/{tenant}/timeline/{timeline}/wal", get(wal))
+        .route("/v1/tenant/{tenant}/timeline/{timeline}/horizon", put(horizon))
         .route(
             "/v1/tenant/{tenant}/timeline/{timeline}/configuration",
             get(read_configuration).put(accept_configuration),
@@ -163,6 +169,9 @@ struct WalQuery {
     to: Lsn,
     /// Refuse unless the log is still this term's after the bytes were read.
     term: Option<u64>,
+    /// Refuse unless it is all known to be committed here.
+    #[serde(default)]
+    committed: bool,
 }
 
 /// Raw bytes `from..to`, page headers included, up to `flush_lsn`; at most 16 MiB.
@@ -172,7 +181,7 @@ async fn wal(
     query: Result<Query<WalQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
     let (tenant, timeline) = parse_ids(&ids)?;
-    let Query(WalQuery { from, to, term }) =
+    let Query(WalQuery { from, to, term, committed }) =
         query.map_err(|error| Problem::invalid(None, error.body_text()))?;
     match to.bytes_since(from) {
         None => return Err(Problem::invalid(Some("to"), format!("{to} is before {from}"))),
@@ -182,8 +191,32 @@ async fn wal(
         }
         Some(_) => {}
     }
-    let bytes = api.timelines.get(tenant, timeline)?.read(from, to, term.map(Term)).await?;
+    let timeline = api.timelines.get(tenant, timeline)?;
+    let commit_lsn = timeline.status().commit_lsn;
+    if committed && to > commit_lsn {
+        return Err(StoreError::NotYet { lsn: to, end: commit_lsn }.into());
+    }
+    let bytes = timeline.read(from, to, term.map(Term)).await?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HorizonBody {
+    lsn: Lsn,
+}
+
+/// The pageserver's word that it needs no WAL before `lsn` any more: it streams from one member, and tells all.
+async fn horizon(
+    State(api): State<Api>,
+    ids: Ids,
+    body: Body<HorizonBody>,
+) -> Result<StatusCode, Problem> {
+    let (tenant, timeline) = parse_ids(&ids)?;
+    let Json(HorizonBody { lsn }) =
+        body.map_err(|error| Problem::invalid(None, error.body_text()))?;
+    api.timelines.get(tenant, timeline)?.send(Request::Horizon(lsn)).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Who decides, as JSON; `docs/formats/quorum.md`.

@@ -19,6 +19,7 @@ mod http;
 mod log_reader;
 pub mod member;
 mod metrics;
+mod node_id;
 pub mod pace;
 mod proposer_port;
 pub mod room;
@@ -95,6 +96,7 @@ pub async fn run(
     ready: impl FnOnce(Listening),
 ) -> anyhow::Result<()> {
     let _lock = lock(&options.data_dir)?;
+    node_id::claim(&RealFs, &options.data_dir, options.node_id)?;
     let metrics = Arc::new(Metrics::default());
     let archive = options.archive.as_ref().map(open_archive).transpose()?.map(Arc::new);
     let limit = match options.disk_limit {

@@ -180,14 +180,15 @@ impl Timeline {
     pub async fn read(&self, from: Lsn, to: Lsn, term: Option<Term>) -> Result<Bytes, StoreError> {
         let log = self.log.clone();
         let bytes = run_blocking(move || log.read(from, to)).await??;
-        // A later proposer cuts only after the term has moved: asked after the read, the term vouches for it.
-        let found = self.status().term;
-        match term {
-            Some(expected) if expected != found => {
-                Err(StoreError::OtherTerm { found: found.0, expected: expected.0 })
+        if let Some(expected) = term {
+            // A later proposer cuts in its own term. Asked of the writer after the read, and not of what it has
+            // published: it publishes a term when the cut is done.
+            let found = self.administer(AdminRequest::Read).await?.term;
+            if found != expected {
+                return Err(StoreError::OtherTerm { found: found.0, expected: expected.0 });
             }
-            Some(_) | None => Ok(bytes),
         }
+        Ok(bytes)
     }
 
     /// As [`Timeline::read`], for threads that may wait.

@@ -17,7 +17,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use treering_consensus::Greeting;
-use treering_fs::{FileSystem, read_file, write_atomically};
+use treering_fs::{FileSystem, create_dir_durably, read_file, write_atomically};
 use treering_types::{ErrorKind, NodeId, TenantId, TimelineId};
 
 use crate::{
@@ -209,17 +209,17 @@ impl Timelines {
         Ok(timeline)
     }
 
-    /// Stops a timeline and removes its files; done already is done. What remains is the mark. Its log in the archive goes
-    /// later, when the store answers.
+    /// Stops a timeline and removes its files; done already is done. What remains is the mark. One that is not known gets it, too:
+    /// a proposer's greeting may be on its way to a member that was away. Its log in the archive goes later, when the store
+    /// answers.
     pub async fn delete(&self, tenant: TenantId, timeline: TimelineId) -> Result<(), StoreError> {
         let key = (tenant, timeline);
         let _guard = self.changing.lock().await;
         let slot = self.slots.lock().get(&key).cloned();
         match slot {
-            None => return Err(StoreError::NotFound),
             Some(Slot::Deleted { .. }) => return Ok(()),
             Some(Slot::Open(open)) => open.shut_down().await,
-            Some(Slot::Broken { .. }) => {}
+            Some(Slot::Broken { .. }) | None => {}
         }
         let (fs, directory) = (self.fs.clone(), self.directory(key));
         let has_objects = self.shared.archive.is_some();
@@ -312,6 +312,7 @@ fn mark_deleted(
     directory: &Path,
     has_objects: bool,
 ) -> Result<(), StoreError> {
+    create_dir_durably(fs, directory).map_err(StoreError::io("create", directory))?;
     let path = directory.join(DELETED_MARK);
     let content = if has_objects { OBJECTS_LEFT } else { b"" };
     write_atomically(fs, &path, content).map_err(StoreError::io("write", &path))

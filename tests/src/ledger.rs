@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashSet,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -18,6 +19,8 @@ use tokio_postgres::{Client, Config, NoTls};
 /// Writers at work.
 pub struct Ledger {
     stop: Arc<AtomicBool>,
+    /// The number of the first writer; the others follow.
+    first: i32,
     writers: Vec<(Arc<Written>, Option<JoinHandle<()>>)>,
 }
 
@@ -37,15 +40,21 @@ impl Ledger {
             )
             .await
             .expect("create the ledger");
+        Ledger::join(config, 0..writers)
+    }
+
+    /// More writers, under numbers of their own, into the table that is there.
+    pub fn join(config: &Config, writers: Range<i32>) -> Ledger {
         let stop = Arc::new(AtomicBool::new(false));
-        let writers = (0..writers)
+        let first = writers.start;
+        let writers = writers
             .map(|writer| {
                 let written = Arc::<Written>::default();
                 let task = write(config.clone(), writer, written.clone(), stop.clone());
                 (written, Some(tokio::spawn(task)))
             })
             .collect();
-        Ledger { stop, writers }
+        Ledger { stop, first, writers }
     }
 
     /// How many were acknowledged so far.
@@ -53,9 +62,14 @@ impl Ledger {
         self.writers.iter().map(|(w, _)| w.acknowledged.lock().expect("lock").len()).sum()
     }
 
+    /// Has the writers end once they have heard of what they sent last.
+    pub fn send_no_more(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
     /// Ends the writers.
     pub async fn end(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.send_no_more();
         for (_, task) in &mut self.writers {
             if let Some(task) = task.take() {
                 let _ = tokio::time::timeout(Duration::from_secs(30), task).await;
@@ -65,9 +79,9 @@ impl Ledger {
 
     /// Compares what was sent and acknowledged with what is there.
     pub async fn check(&self, client: &Client) {
-        for (writer, (written, _)) in self.writers.iter().enumerate() {
+        for (writer, (written, _)) in (self.first..).zip(&self.writers) {
             let rows = client
-                .query("SELECT n FROM ledger WHERE writer = $1", &[&(writer as i32)])
+                .query("SELECT n FROM ledger WHERE writer = $1", &[&writer])
                 .await
                 .expect("read the ledger");
             let present: HashSet<i64> = rows.iter().map(|row| row.get(0)).collect();

@@ -7,10 +7,13 @@
 #![forbid(unsafe_code)]
 
 pub mod blocks;
+pub mod cut;
+pub mod deployment;
 pub mod lazy;
 pub mod ledger;
 pub mod pages;
 pub mod processes;
+pub mod quorum;
 pub mod s3;
 pub mod storage;
 pub mod verify;

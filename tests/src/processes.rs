@@ -50,11 +50,27 @@ pub fn in_directory(dir: &Path) -> Vec<i32> {
 
 /// The process that runs `treering service <name>` below `up`.
 pub fn service(up: i32, name: &str) -> Option<i32> {
+    descendants(up).into_iter().find(|pid| is_service(&words(*pid), name))
+}
+
+/// The process of safekeeper `id` below `up`.
+pub fn safekeeper(up: i32, id: u64) -> Option<i32> {
+    let option = [b"--id".to_vec(), id.to_string().into_bytes()];
     descendants(up).into_iter().find(|pid| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let mut words = line.split(|b| *b == 0).skip(1);
-        words.next() == Some(b"service") && words.next() == Some(name.as_bytes())
+        let words = words(*pid);
+        is_service(&words, "safekeeper") && words.windows(2).any(|pair| *pair == option)
     })
+}
+
+/// A process's command line.
+fn words(pid: i32) -> Vec<Vec<u8>> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|b| *b == 0).map(<[u8]>::to_vec).collect()
+}
+
+fn is_service(words: &[Vec<u8>], name: &str) -> bool {
+    words.get(1).is_some_and(|word| word == b"service")
+        && words.get(2).is_some_and(|word| word == name.as_bytes())
 }
 
 fn send(pid: i32, signal: Signal) {

@@ -66,6 +66,8 @@ pub struct Show {
 pub enum Command {
     /// Run everything in the foreground until Ctrl-C.
     Up(up::UpArgs),
+    /// Run one safekeeper, where each is to have a machine of its own.
+    Safekeeper(service::SafekeeperArgs),
     /// Show what is running, in one screen.
     Status {
         #[command(flatten)]
@@ -170,6 +172,9 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     let place = cli.place;
     match cli.command {
         Command::Up(arguments) => up::run(&place.data_dir(), arguments),
+        Command::Safekeeper(arguments) => {
+            service::run(service::ServiceCommand::Safekeeper(arguments))
+        }
         Command::Status { show } => commands::status::run(&place, show.output),
         Command::Branch(command) => commands::branch::run(&place, command),
         Command::Start { branch } => commands::branch::start(&place, &branch),

@@ -12,11 +12,16 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use treering_fs::{RealFs, write_atomically};
 
-/// The format this version writes. A directory of a higher one is refused.
-const FORMAT: u32 = 1;
+/// The formats this version knows. A directory of a higher one is refused. Format 2 says in a file of its own how many
+/// safekeepers there are; 1 is what a directory with one is written as.
+const FORMAT: u32 = 2;
+const FORMAT_OF_ONE: u32 = 1;
+/// Holds the number of safekeepers, where there are several.
+const SAFEKEEPERS: &str = "safekeepers";
 /// What each service owns, and who else may pass through: computes run as users of their own, below the agent.
-const SERVICE_DIRS: [(&str, u32); 4] =
-    [("control", 0o700), ("pageserver", 0o700), ("safekeeper", 0o700), ("agent", 0o711)];
+const SERVICE_DIRS: [(&str, u32); 3] =
+    [("control", 0o700), ("pageserver", 0o700), ("agent", 0o711)];
+const SAFEKEEPER_DIR_MODE: u32 = 0o700;
 
 /// How to reach a running `treering up`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,11 +36,39 @@ pub struct Running {
     pub pageserver_pg: String,
     pub safekeeper_pg: String,
     pub client_address: String,
+    /// Those of the first safekeeper are above, too.
+    pub safekeepers: Vec<RunningSafekeeper>,
+}
+
+impl Running {
+    /// Every service by its name, with its base URL.
+    pub fn services(&self) -> Vec<(String, &str)> {
+        let count = self.safekeepers.len() as u64;
+        let named = |name: &str, url| (name.to_owned(), url);
+        let mut all = vec![
+            named("control", &self.control_http[..]),
+            named("pageserver", &self.pageserver_http),
+            named("agent", &self.agent_http),
+        ];
+        let members = self.safekeepers.iter();
+        all.extend(members.map(|member| (safekeeper_name(member.id, count), &member.http[..])));
+        all
+    }
+}
+
+/// How to reach a safekeeper of a running `treering up`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunningSafekeeper {
+    pub id: u64,
+    pub wal: String,
+    pub pg: String,
+    pub http: String,
 }
 
 /// What a first start that was cut short may have left.
 fn is_of_a_first_start(entry: &fs::DirEntry) -> bool {
-    entry.file_name() == "lock" || entry.file_name() == "format.tmp"
+    let names = ["lock", "format.tmp", "safekeepers", "safekeepers.tmp"];
+    names.iter().any(|name| entry.file_name() == *name)
 }
 
 /// A directory that belongs to one `treering up`.
@@ -84,11 +117,42 @@ impl DataDir {
         Ok(flock(&lock, FlockOperation::NonBlockingLockShared).is_err())
     }
 
+    /// How many safekeepers there are, or are to be: `asked`, what the directory was made with, or one.
+    ///
+    /// # Errors
+    /// It was made with another number than the one asked for.
+    pub fn safekeepers(&self, asked: Option<u64>) -> anyhow::Result<u64> {
+        let Some(made) = self.made_with()? else { return Ok(asked.unwrap_or(1)) };
+        match asked {
+            Some(asked) if asked != made => bail!(
+                "{} was made with {made} safekeeper{}, and its commits are theirs: start it with --safekeepers {made} \
+                 (or without the option), or use another --data-dir for {asked}",
+                self.0.display(),
+                if made == 1 { "" } else { "s" }
+            ),
+            Some(_) | None => Ok(made),
+        }
+    }
+
+    /// The number of safekeepers that the directory was made with; `None` for one that is still to be made.
+    fn made_with(&self) -> anyhow::Result<Option<u64>> {
+        let Ok(text) = fs::read_to_string(self.file("format")) else { return Ok(None) };
+        if format_in(&text) == Some(FORMAT_OF_ONE) {
+            return Ok(Some(1));
+        }
+        let path = self.file(SAFEKEEPERS);
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let count = text.trim().parse();
+        Ok(Some(
+            count.with_context(|| format!("{} is damaged: \"{}\"", path.display(), text.trim()))?,
+        ))
+    }
+
     /// Creates the directory with all it needs and locks it for this process, for as long as the answer lives.
     ///
     /// # Errors
-    /// Those of [`check`](Self::check); a directory that cannot be created.
-    pub fn claim(&self) -> anyhow::Result<File> {
+    /// Those of [`check`](Self::check) and [`safekeepers`](Self::safekeepers); a directory that cannot be created.
+    pub fn claim(&self, safekeepers: u64) -> anyhow::Result<File> {
         self.check_format()?;
         let path = self.0.display();
         // Others may pass through (each compute runs as a user of its own) but not list.
@@ -105,12 +169,25 @@ impl DataDir {
             .open(self.file("lock"))?;
         self.lock(&lock)?;
         if !self.file("format").exists() {
+            let mut format = FORMAT_OF_ONE;
+            if safekeepers > 1 {
+                format = FORMAT;
+                // Before the mark: a directory of this format has it.
+                let text = format!("{safekeepers}\n");
+                write_atomically(&RealFs, &self.file(SAFEKEEPERS), text.as_bytes())?;
+            }
             // Durable before anything else is written: without it the rest would be taken for somebody else's.
-            let mark = format!("treering {FORMAT}\n");
+            let mark = format!("treering {format}\n");
             write_atomically(&RealFs, &self.file("format"), mark.as_bytes())?;
         }
-        for (name, mode) in SERVICE_DIRS {
-            self.create_service_dir(name, mode).with_context(|| format!("create {path}/{name}"))?;
+        // Under the lock, whoever was here a moment ago.
+        self.safekeepers(Some(safekeepers))?;
+        let names = (1..=safekeepers).map(|id| safekeeper_name(id, safekeepers));
+        let all = names.map(|name| (name, SAFEKEEPER_DIR_MODE));
+        let all = all.chain(SERVICE_DIRS.map(|(name, mode)| (name.to_owned(), mode)));
+        for (name, mode) in all {
+            self.create_service_dir(&name, mode)
+                .with_context(|| format!("create {path}/{name}"))?;
         }
         Ok(lock)
     }
@@ -153,8 +230,7 @@ impl DataDir {
                 bail!("{path} is not empty and holds no Treering data; choose another --data-dir")
             }
         };
-        let found = text.trim().strip_prefix("treering ").and_then(|n| n.parse::<u32>().ok());
-        match found {
+        match format_in(&text) {
             Some(found) if found > FORMAT => {
                 bail!(
                     "{path} is of format {found}, newer than this version knows ({FORMAT}); nothing was changed"
@@ -180,6 +256,15 @@ impl DataDir {
         let _ = fs::remove_file(self.file("running.json"));
     }
 
+    /// The directories of the safekeepers, whether it runs or not.
+    ///
+    /// # Errors
+    /// A damaged directory.
+    pub fn safekeeper_dirs(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let count = self.safekeepers(None)?;
+        Ok((1..=count).map(|id| self.service_dir(&safekeeper_name(id, count))).collect())
+    }
+
     /// Where the Treering of this directory can be reached.
     ///
     /// # Errors
@@ -195,5 +280,58 @@ impl DataDir {
             bail!(not_running());
         }
         Ok(running)
+    }
+}
+
+/// What safekeeper `id` of so many is called: its directory, its log, its line in `status`.
+pub fn safekeeper_name(id: u64, count: u64) -> String {
+    match count {
+        1 => "safekeeper".to_owned(),
+        _ => format!("safekeeper-{id}"),
+    }
+}
+
+fn format_in(text: &str) -> Option<u32> {
+    text.trim().strip_prefix("treering ")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(dir: &DataDir) -> String {
+        fs::read_to_string(dir.file("format")).unwrap()
+    }
+
+    #[test]
+    fn a_directory_keeps_its_number_of_safekeepers() {
+        let home =
+            std::env::temp_dir().join(format!("treering-dir-{:016x}", rand::random::<u64>()));
+        let of = |name: &str| DataDir(home.join(name));
+        let one = of("one");
+        assert_eq!(one.safekeepers(None).unwrap(), 1);
+        drop(one.claim(1).unwrap());
+        assert_eq!(mark(&one), "treering 1\n", "earlier versions can read it");
+        let refused = one.safekeepers(Some(3)).unwrap_err().to_string();
+        assert!(refused.contains("--safekeepers 1"), "{refused}");
+
+        let three = of("three");
+        assert_eq!(three.safekeepers(Some(3)).unwrap(), 3);
+        drop(three.claim(3).unwrap());
+        assert_eq!(mark(&three), "treering 2\n", "earlier versions refuse it");
+        assert_eq!(three.safekeepers(None).unwrap(), 3);
+        assert!(three.service_dir("safekeeper-3").is_dir());
+        assert!(!three.service_dir("safekeeper").exists());
+        let refused = three.claim(1).unwrap_err().to_string();
+        assert!(refused.contains("--safekeepers 3"), "{refused}");
+
+        // Cut short before the mark: nothing was promised to anybody.
+        let cut = of("cut");
+        fs::create_dir_all(&cut.0).unwrap();
+        fs::write(cut.file(SAFEKEEPERS), "3\n").unwrap();
+        cut.check().unwrap();
+        drop(cut.claim(1).unwrap());
+        assert_eq!(cut.safekeepers(None).unwrap(), 1);
+        fs::remove_dir_all(home).unwrap();
     }
 }

@@ -11,6 +11,7 @@ mod data_dir;
 mod exit;
 mod history;
 mod leases;
+mod members;
 mod output;
 mod pages;
 mod service;

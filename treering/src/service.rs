@@ -5,7 +5,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::ensure;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,7 +13,12 @@ use tokio_util::sync::CancellationToken;
 use treering_types::NodeId;
 
 use crate::{
-    cli::loopback, history::HistoryArgs, leases::LeaseArgs, pages::PageArgs, store::StoreArgs,
+    cli::loopback,
+    history::HistoryArgs,
+    leases::LeaseArgs,
+    members::{self, Member},
+    pages::PageArgs,
+    store::StoreArgs,
     wal::WalArgs,
 };
 
@@ -21,28 +26,35 @@ use crate::{
 /// terminal to it, and end when it does.
 pub const SUPERVISED: &str = "TREERING_SUPERVISED";
 
+/// One member of the quorums that make commits durable.
+#[derive(Debug, Args)]
+pub struct SafekeeperArgs {
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// Its number, for good: votes and acknowledgements are given under it. A safekeeper that has lost its disk needs a
+    /// new one.
+    #[arg(long, alias = "node-id")]
+    id: u64,
+    /// Where agents send WAL.
+    #[arg(long, default_value_t = loopback())]
+    listen_wal: SocketAddr,
+    /// Where WAL is streamed from (physical replication).
+    #[arg(long, default_value_t = loopback())]
+    listen_pg: SocketAddr,
+    /// The admin API.
+    #[arg(long, default_value_t = loopback())]
+    listen_http: SocketAddr,
+    /// Where log is archived: `file:///directory`, `s3://bucket/prefix`, or `none`.
+    #[arg(long, value_name = "URL", default_value = "none", env = "TREERING_OBJECT_STORE")]
+    object_store: String,
+    #[command(flatten)]
+    wal: WalArgs,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum ServiceCommand {
     /// Make commits durable: keep the write-ahead log.
-    Safekeeper {
-        #[arg(long)]
-        data_dir: PathBuf,
-        #[arg(long, default_value_t = 1)]
-        node_id: u64,
-        /// Where agents send WAL.
-        #[arg(long, default_value_t = loopback())]
-        listen_wal: SocketAddr,
-        /// Where WAL is streamed from (physical replication).
-        #[arg(long, default_value_t = loopback())]
-        listen_pg: SocketAddr,
-        #[arg(long, default_value_t = loopback())]
-        listen_http: SocketAddr,
-        /// Where log is archived: `file:///directory`, `s3://bucket/prefix`, or `none`.
-        #[arg(long, value_name = "URL", default_value = "none", env = "TREERING_OBJECT_STORE")]
-        object_store: String,
-        #[command(flatten)]
-        wal: WalArgs,
-    },
+    Safekeeper(SafekeeperArgs),
     /// Serve any page version by timeline and LSN.
     Pageserver {
         #[arg(long)]
@@ -51,10 +63,12 @@ pub enum ServiceCommand {
         listen_pg: SocketAddr,
         #[arg(long, default_value_t = loopback())]
         listen_http: SocketAddr,
-        #[arg(long)]
-        safekeeper_http: String,
-        #[arg(long)]
-        safekeeper_pg: String,
+        /// `ID=http://host:port`, once for each safekeeper; here and below.
+        #[arg(long, required = true)]
+        safekeeper_http: Vec<Member>,
+        /// `ID=host:port` of its `--listen-pg`.
+        #[arg(long, required = true)]
+        safekeeper_pg: Vec<Member>,
         /// Directory of `initdb` and `postgres`.
         #[arg(long)]
         pg_bin_dir: Option<PathBuf>,
@@ -80,10 +94,15 @@ pub enum ServiceCommand {
         pageserver_http: String,
         #[arg(long)]
         pageserver_pg: String,
-        #[arg(long)]
-        safekeeper_http: String,
-        #[arg(long)]
-        safekeeper_wal: String,
+        /// All that logs may be kept by.
+        #[arg(long, required = true)]
+        safekeeper_http: Vec<Member>,
+        /// `ID=host:port` of its `--listen-wal`.
+        #[arg(long, required = true)]
+        safekeeper_wal: Vec<Member>,
+        /// Those of them that decide on the logs that are begun here: an odd number, the same for all agents [default: all].
+        #[arg(long, value_name = "IDS", value_delimiter = ',')]
+        members: Vec<u64>,
         #[arg(long)]
         pg_bin_dir: Option<PathBuf>,
         #[command(flatten)]
@@ -97,8 +116,8 @@ pub enum ServiceCommand {
         listen_http: SocketAddr,
         #[arg(long)]
         pageserver_http: String,
-        #[arg(long)]
-        safekeeper_http: String,
+        #[arg(long, required = true)]
+        safekeeper_http: Vec<Member>,
         #[arg(long)]
         agent_http: String,
         #[arg(long)]
@@ -165,22 +184,23 @@ fn announce(addresses: serde_json::Value) {
 
 async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Result<()> {
     match command {
-        ServiceCommand::Safekeeper {
-            data_dir,
-            node_id,
-            listen_wal,
-            listen_pg,
-            listen_http,
-            object_store,
-            wal,
-        } => {
+        ServiceCommand::Safekeeper(arguments) => {
+            let SafekeeperArgs {
+                data_dir,
+                id,
+                listen_wal,
+                listen_pg,
+                listen_http,
+                object_store,
+                wal,
+            } = arguments;
             let store = match object_store.as_str() {
                 "none" => None,
                 url => Some(url.parse()?),
             };
             let options = treering_safekeeper::SafekeeperOptions {
                 data_dir,
-                node_id: NodeId(node_id),
+                node_id: NodeId(id),
                 listen_wal,
                 listen_pg,
                 listen_http,
@@ -205,6 +225,9 @@ async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Resu
             store,
         } => {
             let object_store = store.location(&data_dir)?;
+            let safekeeper = |(node, http, pg)| treering_pageserver::Safekeeper { node, http, pg };
+            let safekeepers = members::together(safekeeper_http, safekeeper_pg)?;
+            let safekeepers = safekeepers.into_iter().map(safekeeper).collect();
             let mut options = treering_pageserver::PageserverOptions {
                 listen_pg,
                 listen_http,
@@ -212,11 +235,7 @@ async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Resu
                 lsn_lease_length: leases.lsn_lease_length,
                 object_store,
                 layer_cache_bytes: store.layer_cache_bytes(),
-                ..treering_pageserver::PageserverOptions::new(
-                    data_dir,
-                    safekeeper_http,
-                    safekeeper_pg,
-                )
+                ..treering_pageserver::PageserverOptions::new(data_dir, safekeepers)
             };
             options.engine.pitr_window = history.pitr_window;
             treering_pageserver::run(options, stop, |at| {
@@ -233,9 +252,18 @@ async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Resu
             pageserver_pg,
             safekeeper_http,
             safekeeper_wal,
+            members,
             pg_bin_dir,
             pages,
         } => {
+            let safekeeper =
+                |(node, http, wal)| treering_compute_proxy::Safekeeper { node, wal, http };
+            let safekeepers = members::together(safekeeper_http, safekeeper_wal)?;
+            let all = || safekeepers.iter().map(|(node, ..)| *node).collect::<Vec<_>>();
+            let members = match &members[..] {
+                [] => all(),
+                named => named.iter().copied().map(NodeId).collect(),
+            };
             let options = treering_compute_proxy::AgentOptions {
                 data_dir,
                 listen_clients,
@@ -243,8 +271,8 @@ async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Resu
                 control_http,
                 pageserver_http,
                 pageserver_pg,
-                safekeeper_http,
-                safekeeper_wal,
+                safekeepers: safekeepers.into_iter().map(safekeeper).collect(),
+                members,
                 pg_bin_dir,
                 pages: pages.options(),
             };
@@ -262,11 +290,14 @@ async fn serve(command: ServiceCommand, stop: CancellationToken) -> anyhow::Resu
             client_address,
             pg_version,
         } => {
+            members::check(&safekeeper_http)?;
+            let safekeeper =
+                |Member { node, address }| treering_control::Safekeeper { node, http: address };
             let options = treering_control::ControlOptions {
                 data_dir,
                 listen_http,
                 pageserver_http,
-                safekeeper_http,
+                safekeepers: safekeeper_http.into_iter().map(safekeeper).collect(),
                 agent_http,
                 client_address,
                 pg_version,

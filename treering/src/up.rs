@@ -60,6 +60,10 @@ pub struct UpArgs {
     /// Directory of the Postgres programs [default: /usr/lib/postgresql/15/bin, then PATH].
     #[arg(long, env = "TREERING_PG_BIN_DIR")]
     pg_bin_dir: Option<PathBuf>,
+    /// How many safekeepers keep the log, each a process of its own: 1, 3 or 5. A majority of them acknowledges commits.
+    /// A data directory keeps the number that it was made with [default: 1].
+    #[arg(long, value_name = "N", value_parser = safekeeper_count)]
+    safekeepers: Option<u64>,
     #[command(flatten)]
     pages: PageArgs,
     #[command(flatten)]
@@ -76,8 +80,9 @@ pub struct UpArgs {
 pub fn run(data_dir: &DataDir, arguments: UpArgs) -> anyhow::Result<()> {
     let postgres = treering_compute_proxy::find_postgres(arguments.pg_bin_dir.as_deref())?;
     data_dir.check()?;
-    let plan = Plan::new(data_dir, &arguments, major_of(&postgres)?)?;
-    let _lock = data_dir.claim()?;
+    let safekeepers = data_dir.safekeepers(arguments.safekeepers)?;
+    let plan = Plan::new(data_dir, &arguments, safekeepers, major_of(&postgres)?)?;
+    let _lock = data_dir.claim(safekeepers)?;
     say(format_args!("Treering on {} with {}", data_dir.0.display(), postgres.display()));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(supervise(data_dir, plan));
@@ -85,6 +90,14 @@ pub fn run(data_dir: &DataDir, arguments: UpArgs) -> anyhow::Result<()> {
     // A request that nobody answers any more does not hold us.
     runtime.shutdown_background();
     result
+}
+
+/// An even number survives no more than the odd one below it.
+fn safekeeper_count(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(count @ (1 | 3 | 5)) => Ok(count),
+        Ok(_) | Err(_) => Err("1, 3 or 5".to_owned()),
+    }
 }
 
 /// 17 of a program that says `postgres (PostgreSQL) 17.10 (Debian 17.10-1)`.

@@ -15,9 +15,10 @@ use axum::{
 };
 use serde_json::json;
 use tokio::net::TcpListener;
+use treering_types::NodeId;
 
 use super::*;
-use crate::ControlOptions;
+use crate::{ControlOptions, Safekeeper};
 
 type Answer = fn(&Method, &str, u32) -> Response;
 
@@ -41,11 +42,22 @@ async fn nobody() -> SocketAddr {
 
 async fn branches(dir: &tempfile::TempDir, pageserver: Answer, agent: SocketAddr) -> Branches {
     let pageserver = peer(pageserver).await;
+    with_safekeepers(dir, pageserver, agent, &[pageserver])
+}
+
+fn with_safekeepers(
+    dir: &tempfile::TempDir,
+    pageserver: SocketAddr,
+    agent: SocketAddr,
+    safekeepers: &[SocketAddr],
+) -> Branches {
+    let safekeepers = (1..).map(NodeId).zip(safekeepers);
+    let safekeeper = |(node, at)| Safekeeper { node, http: format!("http://{at}") };
     let options = ControlOptions {
         data_dir: dir.path().to_owned(),
         listen_http: pageserver,
         pageserver_http: format!("http://{pageserver}"),
-        safekeeper_http: format!("http://{pageserver}"),
+        safekeepers: safekeepers.map(safekeeper).collect(),
         agent_http: format!("http://{agent}"),
         client_address: "127.0.0.1:1".to_owned(),
         pg_version: 15,
@@ -158,4 +170,86 @@ async fn two_who_want_one_name_get_one_branch() {
     );
     assert_eq!(one.unwrap().branch.timeline_id, other.unwrap().branch.timeline_id);
     assert_eq!(branches.list(DEFAULT_PROJECT).await.unwrap().len(), 3);
+}
+
+fn safekeeper(_: &Method, path: &str, _: u32) -> Response {
+    let log = json!({
+        "tenant_id": "00000000000000000000000000000001",
+        "timeline_id": "00000000000000000000000000000002",
+        "term": 3, "flush_lsn": "0/1000020", "commit_lsn": "0/1000020", "trim_lsn": "0/1000000",
+    });
+    match path {
+        "/v1/status" => Json(json!({"node_id": 1, "disk": {"free_bytes": 77}})).into_response(),
+        "/v1/timelines" => Json(json!([log])).into_response(),
+        _ => StatusCode::NO_CONTENT.into_response(),
+    }
+}
+
+/// One that lags, and calls itself 3.
+fn lagging(method: &Method, path: &str, count: u32) -> Response {
+    let log = json!({
+        "tenant_id": "00000000000000000000000000000001",
+        "timeline_id": "00000000000000000000000000000002",
+        "term": 2, "flush_lsn": "0/1000018", "commit_lsn": "0/1000010", "trim_lsn": "0/1000000",
+    });
+    match path {
+        "/v1/status" => Json(json!({"node_id": 3, "disk": {"free_bytes": 5}})).into_response(),
+        "/v1/timelines" => Json(json!([log])).into_response(),
+        _ => safekeeper(method, path, count),
+    }
+}
+
+/// One safekeeper that is down keeps no branch from being deleted; it deletes its log when it is back.
+#[tokio::test]
+async fn a_majority_deletes_and_the_third_does_so_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pageserver, third) = (peer(well).await, nobody().await);
+    let two = [peer(safekeeper).await, peer(safekeeper).await];
+    let branches = with_safekeepers(&dir, pageserver, nobody().await, &[two[0], third, two[1]]);
+    branches.reconcile().await.unwrap();
+    let project = branches.project(DEFAULT_PROJECT).unwrap();
+    branches.record(&project, "dev", None, TimelineId([7; 16]), Lsn(0x1000000)).unwrap();
+    branches.delete(DEFAULT_PROJECT, "dev").await.unwrap();
+    let left = LeftLog {
+        node_id: NodeId(2),
+        tenant_id: project.tenant_id,
+        timeline_id: TimelineId([7; 16]),
+    };
+    assert_eq!(branches.store.left_logs().unwrap(), [left.clone()]);
+    branches.remove_left_logs_once().await.unwrap();
+    assert_eq!(branches.store.left_logs().unwrap(), [left], "it is still away");
+    drop(branches);
+    let back = with_safekeepers(&dir, pageserver, nobody().await, &[two[0], two[0], two[1]]);
+    back.remove_left_logs_once().await.unwrap();
+    assert_eq!(back.store.left_logs().unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_minority_deletes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pageserver, one) = (peer(well).await, peer(safekeeper).await);
+    let others = [nobody().await, nobody().await];
+    let branches = with_safekeepers(&dir, pageserver, nobody().await, &[one, others[0], others[1]]);
+    branches.reconcile().await.unwrap();
+    let project = branches.project(DEFAULT_PROJECT).unwrap();
+    branches.record(&project, "dev", None, TimelineId([7; 16]), Lsn(0x1000000)).unwrap();
+    let error = branches.delete(DEFAULT_PROJECT, "dev").await.unwrap_err();
+    assert_eq!(error.code, "unreachable");
+    assert_eq!(branches.store.left_logs().unwrap(), []);
+    assert!(branches.store.branch(DEFAULT_PROJECT, "dev").unwrap().unwrap().deleting);
+}
+
+#[tokio::test]
+async fn each_safekeeper_is_shown_as_it_stands() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pageserver, down) = (peer(well).await, nobody().await);
+    let (first, third) = (peer(safekeeper).await, peer(lagging).await);
+    let branches = with_safekeepers(&dir, pageserver, nobody().await, &[first, down, third]);
+    let views = branches.safekeepers().await;
+    let states: Vec<_> = views.iter().map(|view| (view.node_id.0, &view.state[..])).collect();
+    assert_eq!(states, [(1, "ready"), (2, "down"), (3, "ready")]);
+    assert!(views[1].reason.is_some() && views[1].logs.is_empty());
+    assert_eq!((views[0].free_bytes, views[2].free_bytes), (Some(77), Some(5)));
+    let lags: Vec<_> = [0, 2].map(|n: usize| views[n].logs[0].lag_bytes).into();
+    assert_eq!(lags, [0, 8]);
 }

@@ -1,7 +1,7 @@
 //! The replication client: one connection, one timeline.
 //!
 //! Reads as much as has arrived, applies it at once as one batch, reports `last_record_lsn` as written and applied and
-//! `remote_consistent_lsn` as flushed (`disk_consistent_lsn` without an object store): the safekeeper keeps WAL from there on. While a batch is applied the socket's
+//! `remote_consistent_lsn` as flushed (`disk_consistent_lsn` without an object store), less where a safekeeper is behind: the safekeeper keeps WAL from there on. While a batch is applied the socket's
 //! buffer is the only read-ahead; it bounds memory.
 
 use std::{io, sync::Arc, time::Duration};
@@ -23,11 +23,15 @@ use treering_wire::{
 };
 
 use super::apply::{Applier, ApplyError};
-use crate::{clock, error::ServiceError, live::LiveTimeline, service::Service};
+use crate::{
+    clock, error::ServiceError, live::LiveTimeline, options::Safekeeper, service::Service,
+};
 
 /// Read at once while there is more: the size of a batch under load.
 const READ_BYTES: usize = 1 << 20;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long nothing may come while another safekeeper knows of more that is committed, before that one is asked.
+const LAG_MAX: Duration = Duration::from_secs(1);
 /// Between two reports while WAL flows.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// Between two reports while nothing changes: well below `wal_sender_timeout`.
@@ -55,6 +59,8 @@ pub(super) enum ReceiveError {
     OtherSystem { found: String, expected: u64 },
     #[error("the safekeeper did not start streaming")]
     NoCopy,
+    #[error("another safekeeper has the log up to {ahead}, this one sends nothing behind {at}")]
+    Lagging { at: Lsn, ahead: Lsn },
     #[error(transparent)]
     Apply(#[from] ApplyError),
     #[error(transparent)]
@@ -68,7 +74,8 @@ impl ReceiveError {
             | ReceiveError::ConnectTimedOut { .. }
             | ReceiveError::Io(_)
             | ReceiveError::Closed
-            | ReceiveError::NoCopy => ErrorKind::Unavailable,
+            | ReceiveError::NoCopy
+            | ReceiveError::Lagging { .. } => ErrorKind::Unavailable,
             ReceiveError::Client(error) => error.kind(),
             ReceiveError::Wire(error) => error.kind(),
             ReceiveError::OtherSystem { .. } => ErrorKind::Conflict,
@@ -82,8 +89,9 @@ impl ReceiveError {
 pub(super) async fn receive(
     service: &Service,
     live: &Arc<LiveTimeline>,
+    from: Safekeeper,
 ) -> Result<(), ReceiveError> {
-    let mut receiver = Receiver::start(service, live).await?;
+    let mut receiver = Receiver::start(service, live, from).await?;
     live.ingest_goes_well();
     let ended = receiver.run().await;
     // What is durable is worth telling in any case; the connection may be gone.
@@ -94,6 +102,7 @@ pub(super) async fn receive(
 struct Receiver<'a> {
     service: &'a Service,
     live: &'a Arc<LiveTimeline>,
+    from: Safekeeper,
     stream: TcpStream,
     input: BytesMut,
     /// Away while it works on the blocking pool.
@@ -102,6 +111,8 @@ struct Receiver<'a> {
     reported: (Lsn, Lsn),
     reported_at: Instant,
     last_wal_at: Instant,
+    /// Since when another safekeeper is known to have more, while nothing comes.
+    behind_since: Option<Instant>,
 }
 
 /// What one read brought.
@@ -117,13 +128,15 @@ impl<'a> Receiver<'a> {
     async fn start(
         service: &'a Service,
         live: &'a Arc<LiveTimeline>,
+        from: Safekeeper,
     ) -> Result<Receiver<'a>, ReceiveError> {
         let timeline = Arc::clone(&live.timeline);
         let applier =
             service.blocking(move || Ok::<_, ServiceError>(Applier::open(timeline))).await??;
         let start = applier.fed_to();
         let mut receiver = Receiver {
-            stream: connect(&service.options.safekeeper_pg).await?,
+            stream: connect(&from.pg).await?,
+            from,
             service,
             live,
             input: BytesMut::with_capacity(READ_BYTES),
@@ -131,6 +144,7 @@ impl<'a> Receiver<'a> {
             reported: (Lsn::INVALID, Lsn::INVALID),
             reported_at: Instant::now(),
             last_wal_at: Instant::now(),
+            behind_since: None,
         };
         receiver.handshake().await?;
         receiver.check_system().await?;
@@ -192,7 +206,7 @@ impl<'a> Receiver<'a> {
     /// For the short exchanges before streaming.
     async fn read_more(&mut self) -> Result<(), ReceiveError> {
         let read = timeout(CONNECT_TIMEOUT, self.stream.read_buf(&mut self.input)).await;
-        let address = || self.service.options.safekeeper_pg.clone();
+        let address = || self.from.pg.clone();
         match read.map_err(|_| ReceiveError::ConnectTimedOut { address: address() })?? {
             0 => Err(ReceiveError::Closed),
             _ => Ok(()),
@@ -220,9 +234,27 @@ impl<'a> Receiver<'a> {
                         return Err(ReceiveError::Closed);
                     }
                 }
-                _ = tick.tick() => self.report_if_due().await?,
+                _ = tick.tick() => {
+                    self.check_lag()?;
+                    self.report_if_due().await?;
+                }
                 () = self.live.stop.cancelled() => return self.finish().await,
             }
+        }
+    }
+
+    /// A safekeeper that hangs, or that the writer does not reach, keeps its connections and sends nothing: known by the
+    /// others, which have more.
+    fn check_lag(&mut self) -> Result<(), ReceiveError> {
+        let (at, ahead) = (self.live.timeline.last_record_lsn(), self.live.commit_lsn());
+        if ahead <= at || self.service.options.safekeepers.len() == 1 {
+            self.behind_since = None;
+            return Ok(());
+        }
+        let since = *self.behind_since.get_or_insert_with(Instant::now);
+        match since.elapsed() > LAG_MAX {
+            true => Err(ReceiveError::Lagging { at, ahead }),
+            false => Ok(()),
         }
     }
 
@@ -269,12 +301,12 @@ impl<'a> Receiver<'a> {
         self.applier = Some(applier);
         self.service.metrics.ingested_bytes.inc_by(bytes as u64);
         self.last_wal_at = Instant::now();
+        self.behind_since = None;
         Ok(())
     }
 
     fn position(&self) -> (Lsn, Lsn) {
-        let timeline = &self.live.timeline;
-        (timeline.last_record_lsn(), timeline.durable_lsn())
+        (self.live.timeline.last_record_lsn(), self.service.needed_from(self.live))
     }
 
     async fn report_if_due(&mut self) -> Result<(), ReceiveError> {

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use treering_engine::EngineOptions;
 use treering_pageserver::{
-    PageserverOptions,
+    PageserverOptions, Safekeeper,
     basebackup::{self, Contents, START_FILE, Start},
     live::LiveTimeline,
     service::Service,
@@ -47,7 +47,8 @@ pub async fn service_with(
     folder: &Path,
     engine: EngineOptions,
 ) -> (Arc<Service>, Arc<LiveTimeline>) {
-    let mut options = PageserverOptions::new(folder, "http://127.0.0.1:1", "127.0.0.1:1");
+    let nobody = Safekeeper::alone("http://127.0.0.1:1", "127.0.0.1:1");
+    let mut options = PageserverOptions::new(folder, nobody);
     // A service waits for the leases' holders before it collects: as long as the engine is to.
     options.lsn_lease_length = engine.gc_delay;
     options.engine = engine;

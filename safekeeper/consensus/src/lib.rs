@@ -36,6 +36,7 @@ pub use message::{
     VoteRequest, VoteResponse,
 };
 pub use proposer::{
-    Action, Election, Proposer, ProposerConfig, ProposerError, TimelineIdentity, WalSource,
+    Action, Election, Proposer, ProposerConfig, ProposerError, TimelineIdentity, WalHolder,
+    WalSource,
 };
 pub use settled::{MemberEnd, settled_end};

@@ -10,7 +10,8 @@
 //! under the configuration that they were given under.
 //!
 //! The log's bytes are kept only in a bounded window of what was appended last. A member that needs older ones
-//! makes the proposer ask its owner ([`Action::ReadWal`]), who finds them at the donor or at the compute.
+//! makes the proposer ask its owner ([`Action::ReadWal`]), who finds them at the donor, at the compute, or at a member
+//! that has them. No member is sent more than it has room to answer for: one that hangs costs a bounded amount of memory.
 //!
 //! Every call returns the actions to carry out, in order; none of them has to succeed.
 
@@ -32,6 +33,9 @@ use crate::{
 
 /// Largest piece of log in one append and one [`Action::ReadWal`].
 const APPEND_BYTES_MAX: usize = 1024 * 1024;
+/// What a member was sent and has not acknowledged may be so much. Beyond it, as within a record that is longer, it is
+/// sent one more piece for each answer.
+const IN_FLIGHT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Less than this waits while a member has not answered for what it was sent before. It would wait for that sync there
 /// as well; here it becomes one message, which carries the commit position too.
 const GATHERED_BYTES_MAX: u64 = 32 * 1024;
@@ -64,7 +68,8 @@ pub struct ProposerConfig {
 pub enum Action {
     /// Send on the member's connection; drop it when there is none.
     Send { to: NodeId, message: ProposerMessage },
-    /// Find the bytes `from..to` of the log and hand them (or a first part) to [`Proposer::on_wal`].
+    /// Find the bytes `from..to` of the log and hand them (or a first part) to [`Proposer::on_wal`], or say that they
+    /// cannot be had ([`Proposer::on_wal_failed`]).
     ReadWal { to_member: NodeId, from: Lsn, to: Lsn, source: WalSource },
     /// The member refused: close its connection, connect again later if `reason` leaves hope.
     Disconnect { member: NodeId, reason: RefusalReason, text: String },
@@ -75,11 +80,20 @@ pub enum Action {
 /// Where old log can be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WalSource {
-    /// From the member whose log was adopted, or another that has followed since: the bytes lie before F. It must still
-    /// be in `term` *after* the bytes were read (`wal?from=&to=&term=` sees to it): a later proposer may have cut its log.
-    Member { node: NodeId, term: Term },
-    /// From the compute's own `pg_wal`: the bytes were passed to [`Proposer::append`] once.
-    Compute,
+    /// From the member whose log was adopted, or another that has followed since: the bytes lie before F.
+    Member(WalHolder),
+    /// From the compute's own `pg_wal`: the bytes were passed to [`Proposer::append`] once. Postgres removes there what
+    /// is committed; then from `or`.
+    Compute { or: Option<WalHolder> },
+}
+
+/// A member whose log is the term's up to `end`. It must still be in `term` *after* the bytes were read
+/// (`wal?from=&to=&term=` sees to it): a later proposer may have cut its log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WalHolder {
+    pub node: NodeId,
+    pub term: Term,
+    pub end: Lsn,
 }
 
 /// The outcome of a won election.
@@ -340,11 +354,25 @@ impl Proposer {
         if response.node != from {
             // One member counted as two would make a minority look like a majority.
             let text = format!("safekeeper {} answers where {from} was expected", response.node);
-            return self.break_off(from, text);
+            return self.break_off(from, RefusalReason::Conflict, text);
         }
         if response.configuration.generation() > self.generation() {
             self.members.see_term(from, response.term);
             return self.on_configuration(response.configuration);
+        }
+        let is_numbered = self.generation() > Generation(0);
+        if is_numbered
+            && response.configuration.generation() == self.generation()
+            && response.configuration != *self.configuration()
+        {
+            // A generation names one configuration: we were started with a list of members that is not the log's, or no
+            // longer. Others may know a newer one.
+            let text = format!(
+                "safekeeper {from} knows the log's members as {:?}, not as {:?}",
+                response.configuration.all_members(),
+                self.configuration().all_members()
+            );
+            return self.break_off(from, RefusalReason::Invalid, text);
         }
         let is_late = response.configuration.generation() < self.generation();
         if is_late || self.members.link(from) != Some(Link::Greeting) {
@@ -387,9 +415,9 @@ impl Proposer {
     }
 
     /// A member that is not what it should be: nothing of it counts.
-    fn break_off(&mut self, member: NodeId, text: String) -> Vec<Action> {
+    fn break_off(&mut self, member: NodeId, reason: RefusalReason, text: String) -> Vec<Action> {
         self.on_disconnected(member);
-        vec![Action::Disconnect { member, reason: RefusalReason::Conflict, text }]
+        vec![Action::Disconnect { member, reason, text }]
     }
 
     fn on_vote(&mut self, from: NodeId, response: VoteResponse) -> Vec<Action> {
@@ -442,7 +470,7 @@ impl Proposer {
                 "the best log of a majority ends at {}, before committed {known}",
                 best.flush_lsn
             );
-            return self.break_off(best.member, text);
+            return self.break_off(best.member, RefusalReason::Conflict, text);
         }
         self.commit_lsn = self.commit_lsn.max(known);
         self.window = Window::at(best.flush_lsn, self.config.window_bytes_max);
@@ -547,7 +575,7 @@ impl Proposer {
             return actions;
         }
         while let Some(Link::Streaming { next }) = self.members.link(member) {
-            if next >= self.window.end() {
+            if next >= self.window.end() || !self.members.may_be_sent(member, IN_FLIGHT_BYTES_MAX) {
                 break;
             }
             match self.window.piece(next, APPEND_BYTES_MAX) {
@@ -572,13 +600,14 @@ impl Proposer {
     }
 
     fn read_wal(&self, to_member: NodeId, from: Lsn, election: &Election) -> Action {
-        let (limit, source) = if from < election.start_lsn {
-            let holder = self.members.holder_of(from, election.donor, to_member);
-            let (node, end) = holder.unwrap_or((election.donor, election.start_lsn));
-            let source = WalSource::Member { node, term: election.term };
-            (election.start_lsn.min(end), source)
+        let &Election { term, start_lsn, donor, .. } = election;
+        let holder = self.members.holder_of(from, donor, to_member);
+        let holder = holder.map(|(node, end)| WalHolder { node, term, end });
+        let (limit, source) = if from < start_lsn {
+            let holder = holder.unwrap_or(WalHolder { node: donor, term, end: start_lsn });
+            (start_lsn.min(holder.end), WalSource::Member(holder))
         } else {
-            (self.window.start(), WalSource::Compute)
+            (self.window.start(), WalSource::Compute { or: holder })
         };
         let to = limit.min(from + APPEND_BYTES_MAX as u64);
         Action::ReadWal { to_member, from, to, source }

@@ -18,7 +18,7 @@
 
 use treering_types::Lsn;
 
-use crate::Generation;
+use crate::{Configuration, Generation};
 
 /// What a member says of its log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,12 +29,14 @@ pub struct MemberEnd {
     pub commit_lsn: Lsn,
 }
 
-/// The committed position that covers everything acknowledged before the members were asked, if the `answers` (at most one of each of the
-/// `members`, as they were given, not older) settle it. A member that has no log of the timeline answers with where the log begins.
-pub fn settled_end(answers: &[MemberEnd], members: usize) -> Option<Lsn> {
-    // Where members have ever changed, an election finds out who decides.
-    let is_unchanged = answers.iter().all(|end| end.generation == Generation(0));
-    if answers.len() <= members / 2 || !is_unchanged {
+/// The committed position that covers everything acknowledged before the members were asked, if the `answers` (at most one of each member of
+/// `configuration`, as they were given, not older) settle it. A member that has no log of the timeline answers with where the log begins.
+pub fn settled_end(answers: &[MemberEnd], configuration: &Configuration) -> Option<Lsn> {
+    // Where members are changing or have changed further, an election finds out who decides. What was acknowledged under `configuration` a
+    // majority of its members holds, and a change that was decided after it a majority of them knows of.
+    let is_newest = answers.iter().all(|end| end.generation <= configuration.generation());
+    let is_majority = answers.len() > configuration.members().len() / 2;
+    if configuration.new_members().is_some() || !is_newest || !is_majority {
         return None;
     }
     let flushed = answers.iter().map(|end| end.flush_lsn).max()?;
@@ -44,41 +46,56 @@ pub fn settled_end(answers: &[MemberEnd], members: usize) -> Option<Lsn> {
 
 #[cfg(test)]
 mod tests {
+    use treering_types::NodeId;
+
     use super::*;
 
     fn ends(pairs: &[(u64, u64)]) -> Vec<MemberEnd> {
         let end = |&(flush, commit)| MemberEnd {
-            generation: Generation(0),
+            generation: Generation(1),
             flush_lsn: Lsn(flush),
             commit_lsn: Lsn(commit),
         };
         pairs.iter().map(end).collect()
     }
 
+    fn members(count: u64) -> Configuration {
+        Configuration::first((1..=count).map(NodeId).collect()).unwrap()
+    }
+
     #[test]
     fn one_member_that_has_committed_all_it_holds() {
-        assert_eq!(settled_end(&ends(&[(40, 40)]), 1), Some(Lsn(40)));
-        assert_eq!(settled_end(&ends(&[(48, 40)]), 1), None);
+        assert_eq!(settled_end(&ends(&[(40, 40)]), &members(1)), Some(Lsn(40)));
+        assert_eq!(settled_end(&ends(&[(48, 40)]), &members(1)), None);
     }
 
     #[test]
     fn a_member_of_a_later_configuration_does_not_settle_it() {
         let mut answers = ends(&[(40, 40), (40, 40)]);
         answers[1].generation = Generation(2);
-        assert_eq!(settled_end(&answers, 3), None);
+        assert_eq!(settled_end(&answers, &members(3)), None);
+        answers[1].generation = Generation(0);
+        assert_eq!(settled_end(&answers, &members(3)), Some(Lsn(40)), "it has no log yet");
+    }
+
+    #[test]
+    fn members_that_are_changing_do_not_settle_it() {
+        let new = vec![NodeId(2), NodeId(4)];
+        let joint = Configuration::new(Generation(2), vec![NodeId(1)], Some(new)).unwrap();
+        assert_eq!(settled_end(&ends(&[(40, 40)]), &joint), None);
     }
 
     #[test]
     fn less_than_a_majority_says_nothing() {
-        assert_eq!(settled_end(&[], 1), None);
-        assert_eq!(settled_end(&ends(&[(40, 40)]), 3), None);
-        assert_eq!(settled_end(&ends(&[(40, 40), (40, 40)]), 4), None);
+        assert_eq!(settled_end(&[], &members(1)), None);
+        assert_eq!(settled_end(&ends(&[(40, 40)]), &members(3)), None);
+        assert_eq!(settled_end(&ends(&[(40, 40), (40, 40)]), &members(4)), None);
     }
 
     #[test]
     fn one_may_lag_behind_and_none_may_hold_more() {
-        assert_eq!(settled_end(&ends(&[(40, 40), (32, 24)]), 3), Some(Lsn(40)));
+        assert_eq!(settled_end(&ends(&[(40, 40), (32, 24)]), &members(3)), Some(Lsn(40)));
         // Perhaps acknowledged with the third.
-        assert_eq!(settled_end(&ends(&[(40, 40), (48, 32)]), 3), None);
+        assert_eq!(settled_end(&ends(&[(40, 40), (48, 32)]), &members(3)), None);
     }
 }

@@ -1,6 +1,6 @@
 //! `doctor`: prerequisites, services, and what cannot be read.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::bail;
 use treering_control::model::BranchView;
@@ -36,13 +36,8 @@ pub fn run(place: &Place, pg_bin_dir: Option<&Path>) -> anyhow::Result<()> {
             bail!("{failed} of the checks failed");
         }
     };
-    for (name, url) in [
-        ("control", &running.control_http),
-        ("pageserver", &running.pageserver_http),
-        ("safekeeper", &running.safekeeper_http),
-        ("agent", &running.agent_http),
-    ] {
-        check(name, ready(url))?;
+    for (name, url) in running.services() {
+        check(&name, ready(url))?;
     }
     match place.client()?.get::<Vec<BranchView>>("/branches") {
         Err(error) => check("branches", Err(error))?,
@@ -59,8 +54,12 @@ pub fn run(place: &Place, pg_bin_dir: Option<&Path>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How long a service may take to say that it is there.
+const READY_LIMIT: Duration = Duration::from_secs(5);
+
 fn ready(url: &str) -> anyhow::Result<String> {
-    reqwest::blocking::get(format!("{url}/readyz"))?.error_for_status()?;
+    let http = reqwest::blocking::Client::builder().timeout(READY_LIMIT).build()?;
+    http.get(format!("{url}/readyz")).send()?.error_for_status()?;
     Ok(format!("ready at {url}"))
 }
 

@@ -29,7 +29,7 @@ const DEATH_LIMIT: Duration = Duration::from_millis(200);
 
 /// A service being kept.
 pub struct Keeper {
-    pub name: &'static str,
+    pub name: String,
     orders: Orders,
     done: JoinHandle<()>,
 }
@@ -45,7 +45,7 @@ struct Orders {
 impl Keeper {
     pub fn begin(service: Service) -> Keeper {
         let orders = Orders::default();
-        let name = service.name;
+        let name = service.name.clone();
         Keeper { name, orders: orders.clone(), done: tokio::spawn(keep(service, orders)) }
     }
 }

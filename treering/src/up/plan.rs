@@ -10,12 +10,12 @@ use anyhow::Context;
 use super::UpArgs;
 use crate::{
     cli::loopback,
-    data_dir::{DataDir, Running},
+    data_dir::{DataDir, Running, RunningSafekeeper, safekeeper_name},
 };
 
 /// A service and the command line that starts it.
 pub struct Service {
-    pub name: &'static str,
+    pub name: String,
     pub arguments: Vec<String>,
     pub log: PathBuf,
 }
@@ -31,45 +31,59 @@ impl Plan {
     ///
     /// # Errors
     /// An address that is in use, or that is none of this machine.
-    pub fn new(data_dir: &DataDir, arguments: &UpArgs, pg_version: u32) -> anyhow::Result<Plan> {
+    pub fn new(
+        data_dir: &DataDir,
+        arguments: &UpArgs,
+        safekeepers: u64,
+        pg_version: u32,
+    ) -> anyhow::Result<Plan> {
         let mut ports = Ports::default();
         let clients = ports.hold(arguments.listen, "for clients")?;
         let control = ports.hold(arguments.listen_http, "for the REST API")?;
         let mut hold = || ports.hold(loopback(), "between services");
-        let [wal, safekeeper_pg, safekeeper_http] = [hold()?, hold()?, hold()?];
-        let [pageserver_pg, pageserver_http, agent_http] = [hold()?, hold()?, hold()?];
         let http = |at: SocketAddr| format!("http://{at}");
+        let text = |at: SocketAddr| at.to_string();
+        let mut members = Vec::new();
+        for id in 1..=safekeepers {
+            let [wal, pg, at] = [hold()?, hold()?, hold()?];
+            members.push(RunningSafekeeper { id, wal: text(wal), pg: text(pg), http: http(at) });
+        }
+        let first = members[0].clone();
+        let [pageserver_pg, pageserver_http, agent_http] = [hold()?, hold()?, hold()?];
         let running = Running {
             pid: std::process::id(),
             ready: false,
             control_http: http(control),
             pageserver_http: http(pageserver_http),
-            safekeeper_http: http(safekeeper_http),
+            safekeeper_http: first.http,
             agent_http: http(agent_http),
             pageserver_pg: pageserver_pg.to_string(),
-            safekeeper_pg: safekeeper_pg.to_string(),
+            safekeeper_pg: first.pg,
             client_address: clients.to_string(),
+            safekeepers: members,
         };
         let mut plan = Plan { services: Vec::new(), running };
         let r = plan.running.clone();
         let bin = arguments.pg_bin_dir.as_ref().map(|dir| dir.display().to_string());
         let bin = bin.map(|dir| vec![("--pg-bin-dir", dir)]).unwrap_or_default();
-        let text = |at: SocketAddr| at.to_string();
-        let mut safekeeper = vec![
-            ("--listen-wal", text(wal)),
-            ("--listen-pg", text(safekeeper_pg)),
-            ("--listen-http", text(safekeeper_http)),
-        ];
         let store = arguments.store.arguments(&data_dir.0)?;
-        safekeeper.extend(store.into_iter().filter(|(option, _)| *option == "--object-store"));
-        safekeeper.extend(arguments.wal.arguments());
-        plan.add(data_dir, "safekeeper", safekeeper);
-        let mut pageserver = vec![
-            ("--listen-pg", text(pageserver_pg)),
-            ("--listen-http", text(pageserver_http)),
-            ("--safekeeper-http", r.safekeeper_http.clone()),
-            ("--safekeeper-pg", r.safekeeper_pg.clone()),
-        ];
+        let archive = store.into_iter().filter(|(option, _)| *option == "--object-store");
+        let archive: Vec<_> = archive.chain(arguments.wal.arguments()).collect();
+        for RunningSafekeeper { id, wal, pg, http } in &r.safekeepers {
+            let listen_http = http.trim_start_matches("http://").to_owned();
+            let mut options = vec![
+                ("--id", id.to_string()),
+                ("--listen-wal", wal.clone()),
+                ("--listen-pg", pg.clone()),
+                ("--listen-http", listen_http),
+            ];
+            options.extend(archive.clone());
+            plan.add_as(data_dir, safekeeper_name(*id, safekeepers), "safekeeper", options);
+        }
+        let mut pageserver =
+            vec![("--listen-pg", text(pageserver_pg)), ("--listen-http", text(pageserver_http))];
+        pageserver.extend(members_at(&r, "--safekeeper-http", |member| &member.http));
+        pageserver.extend(members_at(&r, "--safekeeper-pg", |member| &member.pg));
         pageserver.extend(bin.clone());
         pageserver.extend(arguments.leases.arguments());
         pageserver.extend(arguments.history.arguments());
@@ -81,35 +95,55 @@ impl Plan {
             ("--control-http", r.control_http.clone()),
             ("--pageserver-http", r.pageserver_http.clone()),
             ("--pageserver-pg", r.pageserver_pg.clone()),
-            ("--safekeeper-http", r.safekeeper_http.clone()),
-            ("--safekeeper-wal", text(wal)),
         ];
+        agent.extend(members_at(&r, "--safekeeper-http", |member| &member.http));
+        agent.extend(members_at(&r, "--safekeeper-wal", |member| &member.wal));
         agent.extend(bin);
         agent.extend(arguments.pages.arguments());
         plan.add(data_dir, "agent", agent);
-        plan.add(
-            data_dir,
-            "control",
-            vec![
-                ("--listen-http", text(control)),
-                ("--pageserver-http", r.pageserver_http),
-                ("--safekeeper-http", r.safekeeper_http),
-                ("--agent-http", r.agent_http),
-                ("--client-address", r.client_address),
-                ("--pg-version", pg_version.to_string()),
-            ],
-        );
+        let mut control_options = vec![
+            ("--listen-http", text(control)),
+            ("--pageserver-http", r.pageserver_http.clone()),
+            ("--agent-http", r.agent_http.clone()),
+            ("--client-address", r.client_address.clone()),
+            ("--pg-version", pg_version.to_string()),
+        ];
+        control_options.extend(members_at(&r, "--safekeeper-http", |member| &member.http));
+        plan.add(data_dir, "control", control_options);
         Ok(plan)
     }
 
-    fn add(&mut self, data_dir: &DataDir, name: &'static str, options: Vec<(&str, String)>) {
-        let own = data_dir.service_dir(name).display().to_string();
-        let mut arguments: Vec<_> = ["service", name, "--data-dir", &own].map(str::to_owned).into();
+    fn add(&mut self, data_dir: &DataDir, service: &str, options: Vec<(&str, String)>) {
+        self.add_as(data_dir, service.to_owned(), service, options);
+    }
+
+    /// One of several of a kind.
+    fn add_as(
+        &mut self,
+        data_dir: &DataDir,
+        name: String,
+        service: &str,
+        options: Vec<(&str, String)>,
+    ) {
+        let own = data_dir.service_dir(&name).display().to_string();
+        let words = ["service", service, "--data-dir", &own];
+        let mut arguments: Vec<_> = words.map(str::to_owned).into();
         for (option, value) in options {
             arguments.extend([option.to_owned(), value]);
         }
-        self.services.push(Service { name, arguments, log: data_dir.service_log(name) });
+        let log = data_dir.service_log(&name);
+        self.services.push(Service { name, arguments, log });
     }
+}
+
+/// An address of each safekeeper, as services take them.
+fn members_at<'a>(
+    running: &Running,
+    option: &'a str,
+    address: impl Fn(&RunningSafekeeper) -> &str,
+) -> Vec<(&'a str, String)> {
+    let value = |member: &RunningSafekeeper| (option, format!("{}={}", member.id, address(member)));
+    running.safekeepers.iter().map(value).collect()
 }
 
 /// Ports found free. All are held until the last is found, so that they differ.

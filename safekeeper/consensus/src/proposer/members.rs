@@ -138,6 +138,18 @@ impl Members {
         }
     }
 
+    /// False while a streaming member has so many bytes to acknowledge that it is not given more: until it answers, be
+    /// it only that a record is not whole yet.
+    pub(super) fn may_be_sent(&self, id: NodeId, in_flight_bytes_max: u64) -> bool {
+        let Some(Member { link: Link::Streaming { next }, flush_lsn, owes_answer, .. }) =
+            self.get(id)
+        else {
+            return false;
+        };
+        let in_flight = flush_lsn.and_then(|flush_lsn| next.bytes_since(flush_lsn)).unwrap_or(0);
+        in_flight < in_flight_bytes_max || !owes_answer
+    }
+
     pub(super) fn owes_answer(&self, id: NodeId) -> bool {
         self.get(id).is_some_and(|member| member.owes_answer)
     }

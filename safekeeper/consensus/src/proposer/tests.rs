@@ -118,7 +118,7 @@ fn commit_is_the_quorum_th_highest_flush_from_f_on() {
     let actions = flush(&mut p, B, 1, 100);
     assert!(!p.term_is_committed());
     assert_eq!(p.commit_lsn(), Lsn(100));
-    let source = WalSource::Member { node: A, term: Term(1) };
+    let source = WalSource::Member(WalHolder { node: A, term: Term(1), end: Lsn(148) });
     let read = Action::ReadWal { to_member: B, from: Lsn(100), to: Lsn(148), source };
     assert!(actions.contains(&read));
     assert_eq!(appends(&p.on_wal(B, Lsn(100), vec![0; 48].into())), [(B, 100, 48)]);
@@ -147,12 +147,102 @@ fn a_late_member_is_introduced_and_caught_up() {
     let actions = greet(&mut p, C, 0);
     assert!(matches!(&actions[..], [Action::Send { to: C, message: ProposerMessage::Elected(_) }]));
     let actions = flush(&mut p, C, 1, 100);
-    let source = WalSource::Compute;
+    // A and B have acknowledged no more than where the term begins.
+    let source = WalSource::Compute { or: None };
     let read = Action::ReadWal { to_member: C, from: Lsn(100), to: Lsn(164), source };
     assert!(actions.contains(&read));
     let actions = p.on_wal(C, Lsn(100), vec![0; 64].into());
     assert_eq!(appends(&actions), [(C, 100, 64)]);
     assert_eq!(appends(&flush(&mut p, C, 1, 164)), [(C, 164, 64)]);
+}
+
+/// The compute removes WAL that is committed, however far a third member is behind.
+#[test]
+fn a_late_member_is_given_what_others_hold() {
+    let mut p = proposer(&[A, B, C]);
+    for node in [A, B] {
+        greet(&mut p, node, 0);
+    }
+    for node in [A, B] {
+        vote(&mut p, node, 1, 100, &[]);
+    }
+    for node in [A, B] {
+        flush(&mut p, node, 1, 100);
+    }
+    for piece in 0..4 {
+        p.append(Lsn(100 + piece * 32), vec![0; 32].into()).unwrap();
+    }
+    let donor = p.elected().unwrap().donor;
+    let other = if donor == A { B } else { A };
+    flush(&mut p, other, 1, 196);
+    greet(&mut p, C, 0);
+    let actions = flush(&mut p, C, 1, 100);
+    let or = Some(WalHolder { node: other, term: Term(1), end: Lsn(196) });
+    let source = WalSource::Compute { or };
+    assert!(
+        actions.iter().any(|action| matches!(action, Action::ReadWal { to_member: C, source: s, .. } if *s == source)),
+        "{actions:?}"
+    );
+    p.on_wal_failed(C);
+    assert!(p.heartbeat().iter().any(|a| matches!(a, Action::ReadWal { to_member: C, .. })));
+    let actions = p.on_wal(C, Lsn(100), vec![0; 32].into());
+    assert_eq!(appends(&actions)[0], (C, 100, 32));
+}
+
+#[test]
+fn a_member_that_does_not_answer_is_not_sent_more_and_more() {
+    const PIECE: usize = APPEND_BYTES_MAX;
+    let config = ProposerConfig { window_bytes_max: usize::MAX, ..proposer(&[A, B, C]).config };
+    let mut p = Proposer::new(config);
+    for node in [A, B, C] {
+        greet(&mut p, node, 0);
+    }
+    for node in [A, B] {
+        vote(&mut p, node, 1, 100, &[]);
+    }
+    for node in [A, B, C] {
+        greet(&mut p, node, 1);
+        flush(&mut p, node, 1, 100);
+    }
+    let pieces = IN_FLIGHT_BYTES_MAX as usize / PIECE;
+    let mut to_c = 0;
+    for nth in 0..2 * pieces as u64 {
+        let at = 100 + nth * PIECE as u64;
+        let mut actions = p.append(Lsn(at), vec![0; PIECE].into()).unwrap();
+        for node in [A, B] {
+            actions.extend(flush(&mut p, node, 1, at + PIECE as u64));
+        }
+        to_c += appends(&actions).iter().filter(|(to, ..)| *to == C).count();
+    }
+    assert_eq!(p.commit_lsn(), Lsn(100 + 2 * (pieces * PIECE) as u64), "the others went on");
+    assert_eq!(to_c, pieces);
+    // It answers that nothing is whole yet: one more each time, or a long record would never be.
+    for nth in 0..2 {
+        let at = 100 + ((pieces + nth) * PIECE) as u64;
+        assert_eq!(appends(&flush(&mut p, C, 1, 100)), [(C, at, PIECE)]);
+    }
+    let acknowledged = 100 + (pieces * PIECE) as u64;
+    assert_eq!(appends(&flush(&mut p, C, 1, acknowledged)).len(), pieces - 2);
+}
+
+#[test]
+fn members_that_know_the_generation_otherwise_are_not_counted() {
+    let first = |ids: &[NodeId]| Configuration::first(ids.to_vec()).unwrap();
+    let config = ProposerConfig { configuration: first(&[A, B]), ..proposer(&[A]).config };
+    let mut p = Proposer::new(config);
+    p.on_connected(A);
+    let response = GreetingResponse {
+        node: A,
+        term: Term(0),
+        flush_lsn: Lsn(100),
+        commit_lsn: Lsn(100),
+        configuration: first(&[A, B, C]),
+    };
+    let actions = p.on_message(A, AcceptorMessage::GreetingResponse(response));
+    assert!(matches!(
+        &actions[..],
+        [Action::Disconnect { member: A, reason: RefusalReason::Invalid, .. }]
+    ));
 }
 
 #[test]

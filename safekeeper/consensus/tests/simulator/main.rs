@@ -161,7 +161,8 @@ const PLANTED: [(Bug, &[&str]); 7] = [
     (Bug::CutTooFar, &["has less than", "parts before", "not synced"]),
     (Bug::StaleTail, &["parts before", "acknowledged log lost", "committed logs part"]),
     (Bug::FlushInsideRecord, &["flushed inside a record"]),
-    (Bug::KeptByLsn, &["committed logs part"]),
+    // What others hold of its log and what it wrote itself may also meet in the middle of a record.
+    (Bug::KeptByLsn, &["committed logs part", "committed inside a record"]),
     // Not filled means not in the term of the old ones either.
     (Bug::NotFilled, &["acknowledged log lost", "committed logs part", "two leaders"]),
 ];

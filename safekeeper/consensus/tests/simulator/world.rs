@@ -188,7 +188,8 @@ impl World {
             return;
         }
         let answers: Vec<_> = answers.into_values().collect();
-        match settled_end(&answers, self.nodes.len()) {
+        let everyone = Configuration::unnumbered(self.nodes.iter().map(|node| node.id).collect());
+        match settled_end(&answers, &everyone.expect("nodes")) {
             None => self.stats.unsettled += 1,
             Some(end) => {
                 self.checker.on_settled(before, (end.0 - START) as usize);
@@ -284,25 +285,33 @@ impl World {
         self.look_at(id);
     }
 
+    fn read_of(&mut self, id: ProposerId, from: Lsn, to: Lsn, of: WalHolder) -> Option<Vec<u8>> {
+        let is_there = !self.faulty || self.can_reach(number(id), of.node);
+        let holder = self.node(of.node);
+        let is_same = holder.acceptor.as_ref().is_some_and(|a| a.term() == of.term);
+        let place = (from.0 - START) as usize..(to.0 - START) as usize;
+        let log = holder.disk.log().get(place).map(<[u8]>::to_vec);
+        log.filter(|_| is_there && is_same)
+    }
+
     fn read_wal(&mut self, id: ProposerId, member: NodeId, range: (Lsn, Lsn), source: WalSource) {
         let Some(index) = self.compute(id) else { return };
         let (from, to) = range;
         let place = (from.0 - START) as usize..(to.0 - START) as usize;
         let bytes = match source {
-            WalSource::Compute => self.computes[index].log().get(place).map(<[u8]>::to_vec),
-            WalSource::Member { node, term } => {
-                let is_there = !self.faulty || self.can_reach(number(id), node);
-                let holder = self.node(node);
-                let is_same = holder.acceptor.as_ref().is_some_and(|a| a.term() == term);
-                let log = holder.disk.log().get(place).map(<[u8]>::to_vec);
-                log.filter(|_| is_there && is_same)
+            WalSource::Compute { or: Some(holder) } if self.dice.once_in(2) => {
+                // Postgres has removed it there.
+                self.read_of(id, from, to.min(holder.end), holder)
             }
+            WalSource::Compute { .. } => self.computes[index].log().get(place).map(<[u8]>::to_vec),
+            WalSource::Member(holder) => self.read_of(id, from, to, holder),
         };
         let part = self.dice.below(2) + 1;
         let proposer = &mut self.computes[index].proposer;
         match bytes {
             Some(bytes) => {
-                let bytes = Bytes::from(bytes).slice(..((to.0 - from.0) as usize).div_ceil(part));
+                let first = bytes.len().div_ceil(part);
+                let bytes = Bytes::from(bytes).slice(..first);
                 let actions = proposer.on_wal(member, from, bytes);
                 self.carry_out(id, actions);
             }

@@ -163,21 +163,22 @@ fn branch_size(
 ) -> anyhow::Result<BranchSize> {
     let data_dir = place.data_dir();
     let id = size.timeline_id;
-    let below = |service: &str, parts: [&str; 2]| {
-        data_dir.service_dir(service).join(parts[0]).join(parts[1]).join(id.to_string())
-    };
+    let below =
+        |dir: PathBuf, parts: [&str; 2]| dir.join(parts[0]).join(parts[1]).join(id.to_string());
     let tenant = tenant.to_string();
     // A timeline's objects lie in `<timeline>-<pg_tli>`.
     let is_own = |path: &&PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         name.split_once('-').is_some_and(|(timeline, _)| timeline == id.to_string())
     };
+    let local = below(data_dir.service_dir("pageserver"), ["tenants", &tenant]);
     let own_objects = objects.iter().filter(is_own).cloned();
-    let pages: Vec<PathBuf> =
-        [below("pageserver", ["tenants", &tenant])].into_iter().chain(own_objects).collect();
+    let pages: Vec<PathBuf> = [local].into_iter().chain(own_objects).collect();
     let pages_bytes = on_disk(&pages)?;
-    let log_bytes = on_disk(&[below("safekeeper", [&tenant, ""])])?;
-    let compute_bytes = on_disk(&[below("agent", ["computes", ""])])?;
+    // Each safekeeper has a copy.
+    let logs = data_dir.safekeeper_dirs()?.into_iter().map(|dir| below(dir, [&tenant, ""]));
+    let log_bytes = on_disk(&logs.collect::<Vec<_>>())?;
+    let compute_bytes = on_disk(&[below(data_dir.service_dir("agent"), ["computes", ""])])?;
     let parent =
         size.ancestor_timeline_id.and_then(|id| all.iter().find(|of| of.timeline_id == id));
     let pinned = parent.map_or(0, |parent| parent.pinned_by(id));
