@@ -215,7 +215,10 @@ async fn horizon(
     let (tenant, timeline) = parse_ids(&ids)?;
     let Json(HorizonBody { lsn }) =
         body.map_err(|error| Problem::invalid(None, error.body_text()))?;
-    api.timelines.get(tenant, timeline)?.send(Request::Horizon(lsn)).await?;
+    api.timelines
+        .get(tenant, timeline)?
+        .send(Request::Pageserver { ingested: lsn, horizon: lsn })
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

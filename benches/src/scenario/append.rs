@@ -213,6 +213,9 @@ impl Safekeeper {
             listen_wal: any,
             listen_pg: any,
             listen_http: any,
+            disk_limit: None,
+            lag_limit: 0,
+            archive: None,
         };
         let (stop, (ready, at)) = (CancellationToken::new(), mpsc::channel());
         let until = stop.clone();

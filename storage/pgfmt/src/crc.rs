@@ -10,7 +10,7 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 
 /// The CRC-32C of pieces, one after the other.
 pub(crate) fn crc32c_of<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> u32 {
-    pieces.fold(0, |crc, piece| crc32c::crc32c_append(crc, piece))
+    pieces.fold(0, crc32c::crc32c_append)
 }
 
 #[cfg(test)]
