@@ -15,7 +15,7 @@ pub fn changed_blocks(log: &[u8]) -> impl Iterator<Item = (RelTag, u32)> {
     let mut rest = log;
     let records = std::iter::from_fn(move || {
         let length = word(rest, 0)? as usize;
-        let record = rest.get(HEADER..).filter(|_| length >= HEADER)?;
+        let record = rest.get(HEADER..length.min(rest.len()))?;
         rest = rest.get(length.next_multiple_of(8)..).unwrap_or_default();
         Some(record)
     });

@@ -137,7 +137,7 @@ impl Peers {
             return Err(ApiError::invalid("members", why));
         }
         let distinct: BTreeSet<_> = wanted.iter().collect();
-        if wanted.len() % 2 == 0 || distinct.len() < wanted.len() {
+        if wanted.len().is_multiple_of(2) || distinct.len() < wanted.len() {
             return Err(ApiError::invalid(
                 "members",
                 "an odd number of different safekeepers decides",

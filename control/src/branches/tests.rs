@@ -215,7 +215,7 @@ async fn a_majority_deletes_and_the_third_does_so_later() {
         tenant_id: project.tenant_id,
         timeline_id: TimelineId([7; 16]),
     };
-    assert_eq!(branches.store.left_logs().unwrap(), [left.clone()]);
+    assert_eq!(branches.store.left_logs().unwrap(), std::slice::from_ref(&left));
     branches.remove_left_logs_once().await.unwrap();
     assert_eq!(branches.store.left_logs().unwrap(), [left], "it is still away");
     drop(branches);

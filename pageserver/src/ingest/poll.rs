@@ -121,7 +121,7 @@ async fn ingest(service: Arc<Service>, live: Arc<LiveTimeline>, from: Safekeeper
     }
 }
 
-/// Tells a safekeeper from where on its log is needed, if that lets it remove a segment.
+/// Tells a safekeeper from where on its log is needed, if that lets it remove something.
 async fn tell_horizon(
     client: &Client,
     live: &LiveTimeline,
@@ -129,8 +129,10 @@ async fn tell_horizon(
     listed: &Listed,
     needed: Lsn,
 ) {
-    let horizon = needed.min(listed.commit_lsn).segment_start();
-    let lets_remove = listed.trim_lsn.is_some_and(|trim_lsn| horizon > trim_lsn);
+    let horizon = needed.min(listed.commit_lsn);
+    // Whole segments go, and all of a log that nobody writes to.
+    let until = if horizon == listed.commit_lsn { horizon } else { horizon.segment_start() };
+    let lets_remove = listed.trim_lsn.is_some_and(|trim_lsn| until > trim_lsn);
     let is_archived = live.timeline.is_archived();
     if is_archived
         || !lets_remove

@@ -228,7 +228,7 @@ impl Writer {
                 pg_tli: 1,
                 start_lsn: log.start,
             },
-            window_bytes_max: 1 << 20,
+            window_bytes_max: 64 << 20,
         });
         let stream = TcpStream::connect(safekeeper.at.wal).await.unwrap();
         let mut writer = Writer { proposer, stream, input: BytesMut::new() };
