@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
+use reqwest::StatusCode;
 use serde_json::{Value, json};
+use treering_types::Lsn;
 
 use crate::{Treering, wait_for};
 
@@ -42,12 +44,25 @@ pub fn post(treering: &Treering, path: &str, body: &Value) {
     assert!(status.is_success(), "{url}: {status} {}", answer.text().unwrap_or_default());
 }
 
-/// Waits until all that is committed on a branch is ingested.
+/// Waits until all that is committed on a branch is ingested, by the word of a safekeeper: what the pageserver has not heard
+/// of it does not miss. A branch that never ran has no log.
 pub fn ingested(treering: &Treering, branch: &str) {
     let path = timeline_path(treering, branch);
+    let log = format!("{}{path}", treering.address("safekeeper_http"));
+    let lsn = |view: &Value, name: &str| view[name].as_str()?.parse::<Lsn>().ok();
     wait_for("ingest", Duration::from_secs(600), || {
+        let written = reqwest::blocking::get(&log).ok()?;
+        let written: Value = match written.status() {
+            StatusCode::NOT_FOUND | StatusCode::GONE => Value::Null,
+            _ => written.json().ok()?,
+        };
         let view: Value = reqwest::blocking::get(url(treering, &path)).ok()?.json().ok()?;
-        (view["commit_lsn"] == view["last_record_lsn"]).then_some(())
+        let ingested = lsn(&view, "last_record_lsn")?;
+        if written.is_null() {
+            return Some(());
+        }
+        let (flushed, committed) = (lsn(&written, "flush_lsn")?, lsn(&written, "commit_lsn")?);
+        (flushed == committed && ingested >= committed).then_some(())
     });
 }
 
