@@ -86,7 +86,7 @@ impl Request {
             u64::from(self.kind as u32) | u64::from(pid) << 32,
             self.number,
             u64::from(self.first) | u64::from(self.second) << 32,
-            0,
+            u64::from(calls::core().map_or(0, |core| core.saturating_add(1))),
         ];
         let mut bytes = [0; REQUEST_BYTES];
         for (to, field) in bytes.chunks_exact_mut(8).zip(fields) {

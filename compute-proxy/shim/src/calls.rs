@@ -39,6 +39,12 @@ pub fn keeping_errno<T>(what: impl FnOnce() -> T) -> T {
     result
 }
 
+/// The core that the calling thread runs on.
+pub fn core() -> Option<u32> {
+    // SAFETY: no argument.
+    u32::try_from(unsafe { libc::sched_getcpu() }).ok()
+}
+
 /// What `statx` says about a file, as far as it matters here.
 #[derive(Clone, Copy, Debug)]
 pub struct Status {

@@ -39,6 +39,8 @@ const OPEN_FILES_MAX: usize = 4096;
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// How long to wait before a block that somebody holds is looked at again, if nobody says so earlier.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// The same for a block that is in nobody's fetch.
+const LOOK_SOON: Duration = Duration::from_micros(100);
 
 /// A block of a lazily fetched file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -110,6 +112,8 @@ struct InFlight {
 #[derive(Default)]
 struct Flights {
     blocks: HashSet<BlockId>,
+    /// Of those, the ones that somebody waits for.
+    waited_for: Vec<BlockId>,
     fetches: usize,
     is_over: bool,
 }
@@ -166,11 +170,7 @@ impl Fetcher {
                 }
                 Missing::Others(id) => {
                     late(id)?;
-                    let mut state = self.in_flight.state.lock();
-                    if state.is_over {
-                        return Err(FetchError::Stopping);
-                    }
-                    self.in_flight.landed.wait_for(&mut state, LOOK_AGAIN);
+                    self.in_flight.wait_for(id)?;
                 }
             }
         }
@@ -445,8 +445,29 @@ impl InFlight {
     }
 
     fn land(&self, id: BlockId) {
-        self.state.lock().blocks.remove(&id);
-        self.landed.notify_all();
+        let mut state = self.state.lock();
+        state.blocks.remove(&id);
+        // A scan waits for one of many blocks, and need not wake up for the others.
+        if state.waited_for.contains(&id) {
+            drop(state);
+            self.landed.notify_all();
+        }
+    }
+
+    /// Until a block that somebody else holds has landed, or is worth another look.
+    fn wait_for(&self, id: BlockId) -> Result<(), FetchError> {
+        let mut state = self.state.lock();
+        if state.is_over {
+            return Err(FetchError::Stopping);
+        }
+        let is_flying = state.blocks.contains(&id);
+        state.waited_for.push(id);
+        // One that is not on its way has just landed, or is being dropped.
+        self.landed.wait_for(&mut state, if is_flying { LOOK_AGAIN } else { LOOK_SOON });
+        if let Some(index) = state.waited_for.iter().position(|waited| *waited == id) {
+            state.waited_for.swap_remove(index);
+        }
+        Ok(())
     }
 }
 

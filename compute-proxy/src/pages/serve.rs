@@ -17,10 +17,11 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
+use treering_threads::Place;
 
 use super::{
     fetch::{BATCH_BLOCKS, BlockId, Fetcher},
-    readahead::ReadAhead,
+    readahead::{ReadAhead, Wanted},
 };
 
 /// The version of the page that this speaks.
@@ -146,6 +147,7 @@ impl Door {
 
     fn serve(&self, mut stream: UnixStream) -> io::Result<()> {
         let mut scans = ReadAhead::default();
+        let mut place = Place::of_this_thread();
         let mut said_hello = false;
         stream.set_read_timeout(Some(HELLO_LIMIT))?;
         loop {
@@ -163,7 +165,7 @@ impl Door {
                     reply(&mut stream, answer)?;
                 }
                 (2, true) => {
-                    let answer = self.fetch(&mut scans, &request);
+                    let answer = self.fetch(&mut scans, &mut place, &request);
                     reply(&mut stream, answer)?;
                 }
                 (3, true) => self.advise(&request),
@@ -190,12 +192,21 @@ impl Door {
         Ok(())
     }
 
-    fn fetch(&self, scans: &mut ReadAhead, request: &Request) -> Result<(), (i32, String)> {
+    fn fetch(
+        &self,
+        scans: &mut ReadAhead,
+        place: &mut Place,
+        request: &Request,
+    ) -> Result<(), (i32, String)> {
         let (file, wanted) = self.blocks(request).ok_or_else(|| {
             (libc::EIO, format!("there is no file {} to fetch from", request.file_number))
         })?;
         let Some(laid_out) = self.fetcher.files.get(file as usize) else { return Ok(()) };
-        let ahead = scans.missed(file, wanted.clone(), laid_out.blocks);
+        let Wanted { now: wanted, ahead } = scans.missed(file, wanted, laid_out.blocks);
+        match request.core {
+            Some(core) if wanted.len() == 1 && ahead.is_empty() => place.beside(core),
+            _ => place.anywhere(),
+        }
         let wanted: Vec<BlockId> = wanted.map(|block| BlockId { file, block }).collect();
         let deadline = Instant::now() + self.wait_limit;
         if !ahead.is_empty() {
@@ -283,6 +294,8 @@ struct Request {
     file_number: u64,
     first_block: u32,
     block_count: u32,
+    /// Where the asker ran.
+    core: Option<u32>,
 }
 
 impl Request {
@@ -295,6 +308,7 @@ impl Request {
             file_number: u64::from(word(2)) | u64::from(word(3)) << 32,
             first_block: word(4),
             block_count: word(5),
+            core: word(6).checked_sub(1),
         }
     }
 }

@@ -16,7 +16,9 @@ use std::{
 };
 
 use bytes::BytesMut;
+use rustix::net::sockopt::socket_incoming_cpu;
 use tokio::{runtime::Handle, sync::oneshot};
+use treering_threads::Place;
 use treering_types::Lsn;
 use treering_wire::{
     backend::Writer,
@@ -93,9 +95,15 @@ impl Talk {
         self.out.copy_both_response();
         self.send()?;
         let mut arrived = Arrived::default();
+        let mut place = Place::of_this_thread();
+        let is_near = self.stream.peer_addr().is_ok_and(|address| address.ip().is_loopback());
         loop {
             take_arrived(&mut self.input, &mut arrived)?;
             if !arrived.requests.is_empty() {
+                match socket_incoming_cpu(&self.stream) {
+                    Ok(core) if is_near && arrived.requests.len() == 1 => place.beside(core),
+                    _ => place.anywhere(),
+                }
                 self.answer_batch(&mut arrived.requests)?;
                 self.send()?;
                 continue;

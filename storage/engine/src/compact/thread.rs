@@ -21,15 +21,11 @@ use crate::{
 /// After a failure a timeline is left alone for this long.
 const REST: Duration = Duration::from_secs(30);
 
-/// Added to the thread's niceness: nobody waits for a merge. Where too many wait to be merged, writers do it themselves.
-const NICENESS: i32 = 10;
-
 /// Starts the thread; it ends when the engine is dropped, a merge under way included.
 pub(crate) fn spawn(context: Arc<Context>, engine: Weak<Engine>) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("treering-compaction".to_owned()).spawn(move || {
-        if let Err(error) = rustix::process::nice(NICENESS) {
-            tracing::debug!(%error, "merges are as urgent as anything else");
-        }
+        // Where too many layers wait to be merged, writers do it themselves.
+        treering_threads::unhurried();
         let mut worker = Worker { engine, resting: HashMap::new(), collected_at: None };
         while context.compaction_bell.wait() {
             if worker.turn(&context).is_none() {

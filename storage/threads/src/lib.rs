@@ -1,0 +1,81 @@
+//! Where a thread runs, and how urgently: wishes, all of them. What the kernel refuses is not done.
+
+#![forbid(unsafe_code)]
+
+use std::marker::PhantomData;
+
+use rustix::{
+    process::nice,
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+};
+
+/// What an unhurried thread adds to its niceness: about a tenth of a core where others want all of it.
+const NICENESS: i32 = 10;
+
+/// The calling thread gives way to others from now on: nobody waits for what it does.
+pub fn unhurried() {
+    // It is as urgent as before if that cannot be had.
+    let _ = nice(NICENESS);
+}
+
+/// Where the thread that made it may run.
+///
+/// Who asks for one page sleeps until it has it. An answering thread on another core is woken by an interrupt to a core
+/// that sleeps too, and so is the asker afterwards: in a virtual machine tens of microseconds each, several times what
+/// the answer itself takes. On the asker's own core, which has nothing else to do, each is a switch of threads.
+pub struct Place {
+    /// Where it might run when this was made.
+    all: CpuSet,
+    /// The core that it is held to.
+    core: Option<u32>,
+    /// Of one thread, and its alone.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Place {
+    /// The calling thread's, which runs wherever it did.
+    pub fn of_this_thread() -> Place {
+        let all = sched_getaffinity(None).unwrap_or_default();
+        Place { all, core: None, _thread: PhantomData }
+    }
+
+    /// To `core`, from now on. Nothing changes if the thread may not run there.
+    pub fn beside(&mut self, core: u32) {
+        let number = core as usize;
+        if self.core == Some(core) || number >= CpuSet::MAX_CPU || !self.all.is_set(number) {
+            return;
+        }
+        let mut only = CpuSet::new();
+        only.set(number);
+        if sched_setaffinity(None, &only).is_ok() {
+            self.core = Some(core);
+        }
+    }
+
+    /// Wherever it might run at first: for work that is more than a hand-over.
+    pub fn anywhere(&mut self) {
+        if self.core.is_some() && sched_setaffinity(None, &self.all).is_ok() {
+            self.core = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_goes_beside_another_and_back() {
+        let before = sched_getaffinity(None).unwrap();
+        let last = (0..CpuSet::MAX_CPU).rfind(|core| before.is_set(*core)).unwrap();
+        let mut place = Place::of_this_thread();
+        place.beside(last as u32);
+        let now = sched_getaffinity(None).unwrap();
+        assert!(now.is_set(last) && now.count() == 1, "{now:?}");
+        // No such core: it stays.
+        place.beside(u32::MAX);
+        assert_eq!(sched_getaffinity(None).unwrap(), now);
+        place.anywhere();
+        assert_eq!(sched_getaffinity(None).unwrap(), before);
+    }
+}
