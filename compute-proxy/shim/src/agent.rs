@@ -15,6 +15,7 @@ use crate::attach::{self, Shared};
 use crate::calls;
 use crate::complain::complain;
 use crate::ready::Patience;
+use crate::stay::Stay;
 use line::Connection;
 pub use line::{copy_out_of_the_way, forget};
 
@@ -77,6 +78,8 @@ struct Request {
     number: u64,
     first: u32,
     second: u32,
+    /// Where the process stays until it is answered.
+    core: Option<u32>,
 }
 
 impl Request {
@@ -86,7 +89,7 @@ impl Request {
             u64::from(self.kind as u32) | u64::from(pid) << 32,
             self.number,
             u64::from(self.first) | u64::from(self.second) << 32,
-            u64::from(calls::core().map_or(0, |core| core.saturating_add(1))),
+            u64::from(self.core.map_or(0, |core| core.saturating_add(1))),
         ];
         let mut bytes = [0; REQUEST_BYTES];
         for (to, field) in bytes.chunks_exact_mut(8).zip(fields) {
@@ -104,6 +107,7 @@ pub fn connect(shared: &Shared, patience: &mut Patience) -> Result<Connection, B
         number: shared.start(),
         first: DOOR_VERSION,
         second: PRESENCE_VERSION,
+        core: None,
     };
     ask(&connection, &hello, patience)?;
     Ok(connection)
@@ -112,7 +116,9 @@ pub fn connect(shared: &Shared, patience: &mut Patience) -> Result<Connection, B
 /// Has blocks fetched. `Ok` means: look again. An error is the call's errno, and was explained.
 pub fn fetch(file: u64, first: u32, count: u32, patience: &mut Patience) -> Result<(), c_int> {
     let shared = attach::shared().ok_or(libc::EIO)?;
-    let request = Request { kind: Kind::Fetch, number: file, first, second: count };
+    let stay = Stay::during(file, first, count);
+    let core = stay.as_ref().map(Stay::core);
+    let request = Request { kind: Kind::Fetch, number: file, first, second: count, core };
     loop {
         let broken = match try_asking(shared, &request, patience) {
             Ok(()) => return Ok(()),
@@ -133,7 +139,7 @@ pub fn fetch(file: u64, first: u32, count: u32, patience: &mut Patience) -> Resu
 /// nobody can say it any more.
 pub fn cover(is_over: impl Fn() -> bool) -> bool {
     let Some(shared) = attach::shared() else { return false };
-    let request = Request { kind: Kind::Cover, number: 0, first: 0, second: 0 };
+    let request = Request { kind: Kind::Cover, number: 0, first: 0, second: 0, core: None };
     while !is_over() {
         let mut patience = Patience::new(shared.wait_limit_ms());
         match try_asking(shared, &request, &mut patience) {
@@ -176,7 +182,7 @@ pub fn advise(file: u64, first: u32, count: u32) {
         connection
     });
     let Some(connection) = connection else { return };
-    let request = Request { kind: Kind::Advise, number: file, first, second: count };
+    let request = Request { kind: Kind::Advise, number: file, first, second: count, core: None };
     if connection.offer(&request.bytes()) {
         connection.put_back();
     }

@@ -42,7 +42,23 @@ pub fn keeping_errno<T>(what: impl FnOnce() -> T) -> T {
 /// The core that the calling thread runs on.
 pub fn core() -> Option<u32> {
     // SAFETY: no argument.
-    u32::try_from(unsafe { libc::sched_getcpu() }).ok()
+    u32::try_from(keeping_errno(|| unsafe { libc::sched_getcpu() })).ok()
+}
+
+/// The cores that the calling thread may run on, into `set`.
+pub fn cores(set: &mut libc::cpu_set_t) -> Option<()> {
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: a set of this size.
+    let done = keeping_errno(|| unsafe { libc::sched_getaffinity(0, size, set) });
+    (done == 0).then_some(())
+}
+
+/// Lets the calling thread run on these cores only.
+pub fn set_cores(set: &libc::cpu_set_t) -> Option<()> {
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: a set of this size.
+    let done = keeping_errno(|| unsafe { libc::sched_setaffinity(0, size, set) });
+    (done == 0).then_some(())
 }
 
 /// What `statx` says about a file, as far as it matters here.

@@ -53,6 +53,7 @@ mod opening;
 mod read;
 mod ready;
 mod session;
+mod stay;
 mod stream;
 mod table;
 mod wal;

@@ -294,7 +294,7 @@ struct Request {
     file_number: u64,
     first_block: u32,
     block_count: u32,
-    /// Where the asker ran.
+    /// Where the asker stays until it is answered.
     core: Option<u32>,
 }
 
