@@ -12,12 +12,15 @@ use std::{
 use anyhow::{Context, ensure};
 use serde_json::Value;
 use treering_tests::Treering;
+use treering_types::Lsn;
 
 use super::server::{Server, Vanilla};
 use crate::scenario::Size;
 
 /// Longest wait until the pageserver has all WAL.
 const INGEST_LIMIT: Duration = Duration::from_secs(300);
+/// And until what was put off is done.
+const REST_LIMIT: Duration = Duration::from_secs(300);
 /// What a client's first touch of a table would otherwise fetch in the middle of a measurement.
 const WARM: &str = "SELECT sum(pg_prewarm(oid)) FROM pg_class
     WHERE relname LIKE 'pgbench%' AND relkind IN ('r', 'i')";
@@ -81,6 +84,10 @@ impl Stage {
     }
 }
 
+fn lsn(view: &Value, name: &str) -> anyhow::Result<Lsn> {
+    Ok(view[name].as_str().with_context(|| format!("no {name}"))?.parse()?)
+}
+
 /// A branch that is deleted when dropped.
 pub struct Branch<'a> {
     treering: &'a Treering,
@@ -91,21 +98,48 @@ pub struct Branch<'a> {
 impl Branch<'_> {
     /// Waits until the pageserver has everything that the compute has written; answers how long that took.
     fn wait_for_ingest(&self) -> anyhow::Result<Duration> {
+        let written = self.written()?;
+        self.wait_until("pageserver_http", INGEST_LIMIT, |view| {
+            Ok(lsn(view, "last_record_lsn")? >= written)
+        })
+    }
+
+    /// Waits until what was written is merged and archived: work that was put off is ours, not of who is measured next.
+    fn wait_for_rest(&self) -> anyhow::Result<()> {
+        let written = self.written()?.segment_start();
+        self.wait_until("pageserver_http", REST_LIMIT, |view| {
+            let due = view["compaction_due_bytes"].as_u64();
+            Ok(due.context("no compaction_due_bytes")? == 0)
+        })?;
+        self.wait_until("safekeeper_http", REST_LIMIT, |view| {
+            Ok(lsn(view, "archived_lsn")? >= written)
+        })?;
+        Ok(())
+    }
+
+    fn written(&self) -> anyhow::Result<Lsn> {
+        Ok(self.server.sql("SELECT pg_current_wal_flush_lsn()")?.parse()?)
+    }
+
+    /// Until what a service shows of the branch is as wanted; answers how long that took.
+    fn wait_until(
+        &self,
+        service: &str,
+        limit: Duration,
+        is_over: impl Fn(&Value) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<Duration> {
         let shown = self.treering.json(&["branch", "get", &self.name]);
         let id = |name: &str| shown[name].as_str().context("no id").map(str::to_owned);
         let (tenant, timeline) = (id("tenant_id")?, id("timeline_id")?);
-        let pageserver = self.treering.address("pageserver_http");
-        let url = format!("{pageserver}/v1/tenant/{tenant}/timeline/{timeline}");
-        let written: treering_types::Lsn =
-            self.server.sql("SELECT pg_current_wal_flush_lsn()")?.parse()?;
+        let service = self.treering.address(service);
+        let url = format!("{service}/v1/tenant/{tenant}/timeline/{timeline}");
         let began = Instant::now();
         loop {
             let view: Value = reqwest::blocking::get(&url)?.error_for_status()?.json()?;
-            let ingested = view["last_record_lsn"].as_str().context("no last_record_lsn")?;
-            if ingested.parse::<treering_types::Lsn>()? >= written {
+            if is_over(&view)? {
                 return Ok(began.elapsed());
             }
-            ensure!(began.elapsed() < INGEST_LIMIT, "ingest is at {ingested}, WAL at {written}");
+            ensure!(began.elapsed() < limit, "not within {limit:?}: {view}");
             sleep(Duration::from_millis(10));
         }
     }
@@ -139,12 +173,13 @@ impl Contest<'_> {
     }
 
     /// No work of what ran before is left for what runs next: every server has written a checkpoint, the
-    /// pageserver has all WAL, the disk all files.
+    /// pageserver has all WAL and merged it, it is archived, the disk has all files.
     pub fn settle(&self) -> anyhow::Result<()> {
         for server in self.servers() {
             server.sql("CHECKPOINT")?;
         }
         self.branch.wait_for_ingest()?;
+        self.branch.wait_for_rest()?;
         rustix::fs::sync();
         Ok(())
     }

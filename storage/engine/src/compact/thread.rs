@@ -24,7 +24,7 @@ const REST: Duration = Duration::from_secs(30);
 /// Starts the thread; it ends when the engine is dropped, a merge under way included.
 pub(crate) fn spawn(context: Arc<Context>, engine: Weak<Engine>) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("treering-compaction".to_owned()).spawn(move || {
-        // Where too many layers wait to be merged, writers do it themselves.
+        // Where too many runs wait to be merged, writers do it themselves (`runs_hard_max`).
         treering_threads::unhurried();
         let mut worker = Worker { engine, resting: HashMap::new(), collected_at: None };
         while context.compaction_bell.wait() {
