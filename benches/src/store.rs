@@ -1,6 +1,7 @@
 //! An engine in a temporary folder, filled the way the pageserver fills its own: a stock cluster imported, its log applied.
 
 use std::{
+    collections::HashSet,
     fs, io,
     os::unix::fs::MetadataExt,
     path::Path,
@@ -93,8 +94,14 @@ impl Store {
     }
 }
 
-/// Bytes of files below `dir`, as the disk counts them. What goes away meanwhile does not count.
+/// Bytes of files below `dir`, as the disk counts them: once, however many names a file has. What goes away meanwhile does
+/// not count.
 pub fn disk_bytes(dir: &Path) -> io::Result<u64> {
+    bytes_below(dir, &mut HashSet::new())
+}
+
+/// `seen`: device and inode number of files with several names that are counted.
+fn bytes_below(dir: &Path, seen: &mut HashSet<(u64, u64)>) -> io::Result<u64> {
     let gone = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Ok(0),
         _ => Err(error),
@@ -106,13 +113,40 @@ pub fn disk_bytes(dir: &Path) -> io::Result<u64> {
     let mut bytes = 0;
     for entry in entries {
         let entry = entry?;
-        bytes += match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => {
-                metadata.blocks() * 512 + disk_bytes(&entry.path())?
+        let metadata = match entry.metadata() {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                bytes += gone(error)?;
+                continue;
             }
-            Ok(metadata) => metadata.blocks() * 512,
-            Err(error) => gone(error)?,
         };
+        if metadata.is_dir() {
+            bytes += bytes_below(&entry.path(), seen)?;
+        } else if metadata.nlink() > 1 && !seen.insert((metadata.dev(), metadata.ino())) {
+            continue;
+        }
+        bytes += metadata.blocks() * 512;
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_with_two_names_is_counted_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let below = folder.path().join("below");
+        fs::create_dir(&below).unwrap();
+        let bytes = |dir: &Path| disk_bytes(dir).unwrap();
+        let empty = bytes(folder.path());
+        fs::write(folder.path().join("one"), [7; 20_000]).unwrap();
+        let once = bytes(folder.path());
+        assert!(once >= empty + 20_000, "{empty} {once}");
+        fs::hard_link(folder.path().join("one"), below.join("another")).unwrap();
+        assert_eq!(bytes(folder.path()), once);
+        fs::copy(folder.path().join("one"), below.join("copy")).unwrap();
+        assert!(bytes(folder.path()) >= once + 20_000);
+    }
 }
