@@ -56,9 +56,11 @@ pub fn binary() -> PathBuf {
     beside.into_iter().find(|path| path.is_file()).expect("`cargo build -p treering` first")
 }
 
-/// A port nobody listens on.
+/// A port nobody listens on, and none that the kernel gives to connections: it stays free while its owner is down for a moment.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut ports = std::iter::repeat_with(|| rand::random_range(10_000..30_000));
+    ports.by_ref().take(1000).find(is_free).expect("a free port")
 }
 
 /// Waits until `condition` gives something; panics with `what` after `limit`.

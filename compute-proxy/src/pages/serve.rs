@@ -7,6 +7,7 @@
 use std::{
     collections::VecDeque,
     io::{self, Read, Write},
+    ops::Range,
     os::unix::net::{UnixListener, UnixStream},
     sync::{
         Arc, OnceLock,
@@ -20,7 +21,7 @@ use parking_lot::{Condvar, Mutex};
 use treering_threads::Place;
 
 use super::{
-    fetch::{BATCH_BLOCKS, BlockId, Fetcher},
+    fetch::{BATCH_BLOCKS, BlockId, FetchError, Fetcher},
     readahead::{ReadAhead, Wanted},
 };
 
@@ -198,27 +199,32 @@ impl Door {
         place: &mut Place,
         request: &Request,
     ) -> Result<(), (i32, String)> {
-        let (file, wanted) = self.blocks(request).ok_or_else(|| {
+        let (file, missed) = self.blocks(request).ok_or_else(|| {
             (libc::EIO, format!("there is no file {} to fetch from", request.file_number))
         })?;
         let Some(laid_out) = self.fetcher.files.get(file as usize) else { return Ok(()) };
-        let Wanted { now: wanted, ahead } = scans.missed(file, wanted, laid_out.blocks);
+        let Wanted { now, ahead } = scans.missed(file, missed.clone(), laid_out.blocks);
         match request.core {
-            Some(core) if wanted.len() == 1 && ahead.is_empty() => place.beside(core),
+            Some(core) if now.len() == 1 && ahead.is_empty() => place.beside(core),
             _ => place.anywhere(),
         }
-        let wanted: Vec<BlockId> = wanted.map(|block| BlockId { file, block }).collect();
         let deadline = Instant::now() + self.wait_limit;
         if !ahead.is_empty() {
             self.ahead.add(ahead.map(|block| BlockId { file, block }));
         }
-        for batch in wanted.chunks(BATCH_BLOCKS) {
-            self.fetcher.ensure(batch, deadline).map_err(|error| {
-                tracing::warn!("a page that Postgres needs cannot be had: {error}");
-                (error.errno(), error.to_string())
-            })?;
+        // What only comes after the missed blocks is waited for, and may fail: who reads it will hear why.
+        if now != missed && self.ensure(file, now, deadline).is_ok() {
+            return Ok(());
         }
-        Ok(())
+        self.ensure(file, missed, deadline).map_err(|error| {
+            tracing::warn!("a page that Postgres needs cannot be had: {error}");
+            (error.errno(), error.to_string())
+        })
+    }
+
+    fn ensure(&self, file: u32, blocks: Range<u32>, deadline: Instant) -> Result<(), FetchError> {
+        let blocks: Vec<BlockId> = blocks.map(|block| BlockId { file, block }).collect();
+        blocks.chunks(BATCH_BLOCKS).try_for_each(|batch| self.fetcher.ensure(batch, deadline))
     }
 
     fn advise(&self, request: &Request) {
@@ -228,7 +234,7 @@ impl Door {
     }
 
     /// The file and those of its blocks that a request names.
-    fn blocks(&self, request: &Request) -> Option<(u32, std::ops::Range<u32>)> {
+    fn blocks(&self, request: &Request) -> Option<(u32, Range<u32>)> {
         let file = u32::try_from(request.file_number).ok()?;
         let laid_out = self.fetcher.files.get(file as usize)?;
         let count = request.block_count.min(REQUEST_BLOCKS_MAX);
