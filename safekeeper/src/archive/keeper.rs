@@ -185,7 +185,7 @@ impl Keeper {
 
     /// Until the archive is stopped.
     pub(crate) fn run(mut self) {
-        // Room for the log depends on it.
+        // Commits go on without it, until the log has no room left.
         treering_threads::unhurried();
         while self.archive.asking.stop.pause(TURN).is_ok() {
             self.turn(Instant::now());

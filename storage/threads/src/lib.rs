@@ -19,7 +19,7 @@ pub fn unhurried() {
     let _ = nice(NICENESS);
 }
 
-/// Where the thread that made it may run.
+/// Where the thread that made it may run. Threads that it starts begin where it is: let it go anywhere first.
 ///
 /// Who asks for one page sleeps until it has it. An answering thread on another core is woken by an interrupt to a core
 /// that sleeps too, and so is the asker afterwards: in a virtual machine tens of microseconds each, several times what
