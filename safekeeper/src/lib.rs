@@ -24,6 +24,7 @@ pub mod pace;
 mod proposer_port;
 pub mod room;
 pub mod segment_head;
+mod spares;
 pub mod timeline;
 pub mod timelines;
 pub mod wal_store;

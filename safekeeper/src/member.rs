@@ -38,6 +38,7 @@ use crate::{
     error::StoreError,
     room::{Room, Share},
     segment_head::SegmentHead,
+    spares::{Filler, KEPT_MAX},
     wal_store::{WalFiles, WalStore},
 };
 
@@ -144,6 +145,8 @@ impl Member {
         let Control { identity, promises, trim_lsn } = Control::read(&*fs, directory)?;
         let head = SegmentHead::new(&identity, promises.start_lsn)?;
         let files = WalFiles::new(fs.clone(), directory.to_path_buf(), head);
+        // First of all: what follows may need room.
+        WalStore::new(files.clone()).remove_spares()?;
         check_committed_log_is_there(&files, &promises, trim_lsn)?;
         let flush_lsn = end_of_log(&files, &identity, promises.commit_lsn)?;
         let mut store = WalStore::new(files);
@@ -181,11 +184,20 @@ impl Member {
     }
 
     fn charge(&mut self) {
-        self.share.set(self.acceptor.write_lsn().0.saturating_sub(self.trim_lsn.0));
+        let ahead = self.store.ahead_bytes(self.acceptor.write_lsn());
+        self.share.set(self.log_bytes() + ahead);
+    }
+
+    fn log_bytes(&self) -> u64 {
+        self.acceptor.write_lsn().0.saturating_sub(self.trim_lsn.0)
     }
 
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    pub(crate) fn flush_lsn(&self) -> Lsn {
+        self.acceptor.flush_lsn()
     }
 
     /// For readers of the log.
@@ -284,16 +296,52 @@ impl Member {
             if error.refusal_reason() == RefusalReason::DiskFull {
                 // Not even a control file has room. What the last one needs not is removed to make some.
                 let vouched = limit.min(self.persisted.commit_lsn);
+                self.store.remove_spares()?;
                 self.store.remove_before(vouched)?;
+                self.charge();
             }
             return Err(error);
         }
         match is_all {
             true => self.store.remove_all()?,
-            false => self.store.remove_before(limit)?,
+            false => {
+                let may_keep = self.has_ample_room(KEPT_MAX as u64 * WAL_SEGMENT_SIZE);
+                self.store.recycle_before(limit, may_keep)?;
+            }
         }
         self.charge();
         Ok(())
+    }
+
+    /// What fills a segment's file for the log to come, where that is wanted and there is room. It may run beside everything else.
+    pub(crate) fn filler(&mut self) -> Option<Filler> {
+        let filler = self.store.filler()?;
+        // Dropped, its file is no more.
+        let filler = self.has_ample_room(WAL_SEGMENT_SIZE).then_some(filler);
+        self.charge();
+        filler
+    }
+
+    /// Gives up all but one of the files that were made, or kept, for a log to come.
+    pub(crate) fn shrink_spares(&mut self) -> Result<(), StoreError> {
+        let shrunk = self.store.shrink_spares(1);
+        self.charge();
+        shrunk
+    }
+
+    /// Gives up all that was taken for a log to come.
+    pub(crate) fn give_back(&mut self) -> Result<(), StoreError> {
+        if self.health != Health::Sound || self.has_unsynced {
+            return Ok(());
+        }
+        let given_back = self.store.give_back_rest(self.acceptor.write_lsn());
+        if let Err(error) = &given_back {
+            // It may be cut off, and not made whole again.
+            self.recover(error);
+        }
+        let removed = self.store.remove_spares();
+        self.charge();
+        given_back.and(removed)
     }
 
     fn receive(
@@ -384,5 +432,7 @@ impl Member {
 
 #[cfg(test)]
 mod room_tests;
+#[cfg(test)]
+mod spare_tests;
 #[cfg(test)]
 mod tests;

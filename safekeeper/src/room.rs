@@ -1,7 +1,8 @@
 //! How much of the disk the log may take, all timelines together.
 //!
-//! What a timeline takes is counted by positions, from the oldest one that it holds to the end of its bytes: no file has
-//! to be looked at, and the count is right at every moment. Appends that would pass the limit are refused before
+//! What a timeline takes is counted by positions, from the oldest one that it holds to the end of its bytes, and by the files
+//! that it has ready for more: no file has to be looked at, and the count is right at every moment. Files for a log to come are
+//! made and kept only where room is ample, and are the first to go. Appends that would pass the limit are refused before
 //! anything is done, and so are those that find the file system nearly full: votes, cuts and control files still need
 //! room when the log has none. Once segments have been removed, the next append is taken.
 
@@ -19,6 +20,10 @@ use crate::error::StoreError;
 
 /// Appends are refused when the file system has less room than this.
 pub const DISK_RESERVE_BYTES: u64 = 64 * 1024 * 1024;
+/// Files for a log to come are made and kept while the file system has more room than this.
+pub(crate) const DISK_AMPLE_BYTES: u64 = 8 * DISK_RESERVE_BYTES;
+/// And while this part of the limit is free.
+const AMPLE_PART: u64 = 8;
 /// The share of the file system that the log may take when nobody says otherwise: at this mark people are warned.
 const DEFAULT_LIMIT_PERCENT: u64 = 80;
 
@@ -46,6 +51,11 @@ impl Room {
 
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
+    }
+
+    /// Whether so much more fits, with something left for others.
+    pub fn is_ample(&self, bytes: u64) -> bool {
+        self.used().saturating_add(bytes) <= self.limit - self.limit / AMPLE_PART
     }
 
     /// A part of it, nothing so far.

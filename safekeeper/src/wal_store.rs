@@ -1,24 +1,30 @@
 //! A timeline's WAL as ordinary 16 MiB segment files.
 //!
-//! Files are named as Postgres names them, have their full length from the beginning (sparse: room is taken as it is
-//! written), and hold zeros where nothing was written. In front of the timeline's start nothing is stored; readers get
-//! what [`SegmentHead`] makes up. What this module promises:
+//! Files are named as Postgres names them and have their full length from the beginning: sparse where a log begins, so that
+//! room is taken as it is written, and with all their room where a log has filled a segment already ([`Spares`]).
+//! In front of the timeline's start nothing is stored; readers get what [`SegmentHead`] makes up. What this module promises:
 //! - after [`WalStore::sync`] everything written so far, and the names of the files, survive a crash;
 //! - after [`WalStore::truncate`] there is nothing but zeros behind the cut, and that is synced;
+//! - behind what was written there are zeros up to the end of the log's page, and on later pages zeros or, in the place where they
+//!   stood in their own segment, pages that this log trimmed: their headers name a position that has passed. So nobody who
+//!   follows the log takes them for its next page, or takes anything in its last page for its next record;
 //! - it never looks into the bytes; where records end is its caller's knowledge.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io, path::PathBuf, sync::Arc};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use treering_fs::{File, FileSystem, OpenMode};
 use treering_pgfmt::version::PgMajor;
-use treering_types::{Lsn, WAL_SEGMENT_SIZE};
+use treering_types::{Lsn, WAL_PAGE_SIZE, WAL_SEGMENT_SIZE};
 
-use crate::{error::StoreError, segment_head::SegmentHead};
+use crate::{
+    error::StoreError,
+    segment_head::SegmentHead,
+    spares::{Content, Filler, Spares},
+};
+
+/// A log that writes so much into its first segment will fill it, most likely.
+const GROWING_BYTES: u64 = WAL_SEGMENT_SIZE / 8;
 
 /// Where a timeline's segments are. Readers and the writer share nothing else: bytes at or before a record end
 /// that was reported never change, and segments are only ever removed whole.
@@ -99,64 +105,157 @@ impl WalFiles {
 /// The writer's side. One per timeline.
 pub struct WalStore {
     files: WalFiles,
+    spares: Spares,
     /// The segment written last.
-    current: Option<(u64, Arc<dyn File>)>,
+    current: Option<Current>,
     /// Files written since the last sync.
     unsynced: Vec<(PathBuf, Arc<dyn File>)>,
-    /// A file was created since the last sync.
+    /// A file was created, or got its name, since the last sync.
     has_new_names: bool,
+    wants_spare: bool,
+}
+
+struct Current {
+    number: u64,
+    path: PathBuf,
+    file: Arc<dyn File>,
+    /// Between what was written and this offset there are zeros; behind it there may be old log.
+    zeros_to: u64,
+    /// When the log passes this offset, the next segment's file is wanted.
+    grows_at: u64,
+    /// All of its room is taken already.
+    is_full_size: bool,
+}
+
+impl Current {
+    /// Returns whether the next segment's file is wanted now.
+    fn write(&mut self, bytes: &[u8], offset: u64) -> io::Result<bool> {
+        let end = offset + bytes.len() as u64;
+        if end > self.zeros_to {
+            let zeros_to = end.next_multiple_of(WAL_PAGE_SIZE);
+            self.file.write_all_at(&vec![0; (zeros_to - end) as usize], end)?;
+            self.zeros_to = zeros_to;
+        }
+        self.file.write_all_at(bytes, offset)?;
+        let grows = end > self.grows_at;
+        if grows {
+            self.grows_at = u64::MAX;
+        }
+        Ok(grows)
+    }
 }
 
 impl WalStore {
     pub fn new(files: WalFiles) -> WalStore {
-        WalStore { files, current: None, unsynced: Vec::new(), has_new_names: false }
+        let spares = Spares::new(files.fs.clone(), files.directory.clone());
+        WalStore {
+            files,
+            spares,
+            current: None,
+            unsynced: Vec::new(),
+            has_new_names: false,
+            wants_spare: false,
+        }
     }
 
     pub fn files(&self) -> &WalFiles {
         &self.files
     }
 
-    /// Writes bytes; not durable before [`WalStore::sync`].
+    /// Writes bytes where the last ones end; not durable before [`WalStore::sync`].
     pub fn write(&mut self, lsn: Lsn, bytes: &[u8]) -> Result<(), StoreError> {
         let (mut at, mut rest) = (lsn, bytes);
         while !rest.is_empty() {
             let room = WAL_SEGMENT_SIZE - at.segment_offset();
             let (now, later) = rest.split_at(rest.len().min(room as usize));
-            let file = self.segment(at)?;
-            let path = self.files.path(at.segment_number());
-            file.write_all_at(now, at.segment_offset()).map_err(StoreError::io("write", &path))?;
+            let segment = self.segment(at)?;
+            let written = segment.write(now, at.segment_offset());
+            let grows = written.map_err(StoreError::io("write", &segment.path))?;
+            self.wants_spare |= grows;
             (at, rest) = (at + now.len() as u64, later);
         }
         Ok(())
     }
 
-    /// The file of the segment that holds `lsn`, the first byte written there, marked as written to.
-    fn segment(&mut self, lsn: Lsn) -> Result<Arc<dyn File>, StoreError> {
+    /// The segment that holds `lsn`, the first byte written there, marked as written to.
+    fn segment(&mut self, lsn: Lsn) -> Result<&mut Current, StoreError> {
         let number = lsn.segment_number();
-        let path = self.files.path(number);
-        let file = match &self.current {
-            Some((current, file)) if *current == number => file.clone(),
-            Some(_) | None => self.open_segment(lsn, &path)?,
+        let segment = match self.current.take() {
+            Some(current) if current.number == number => current,
+            last => {
+                let has_filled_one = last.is_some_and(|last| last.number + 1 == number);
+                self.open_segment(lsn, has_filled_one)?
+            }
         };
-        if self.unsynced.last().is_none_or(|(last, _)| *last != path) {
-            self.unsynced.push((path, file.clone()));
+        if self.unsynced.last().is_none_or(|(last, _)| *last != segment.path) {
+            self.unsynced.push((segment.path.clone(), segment.file.clone()));
         }
-        Ok(file)
+        Ok(self.current.insert(segment))
     }
 
-    fn open_segment(&mut self, lsn: Lsn, path: &Path) -> Result<Arc<dyn File>, StoreError> {
-        let refused = StoreError::io("create", path);
-        let file = self.files.fs.open(path, OpenMode::CreateOrOpen).map_err(&refused)?;
+    /// `may_take`: the log comes from the segment before, so that there is no file yet.
+    fn open_segment(&mut self, lsn: Lsn, may_take: bool) -> Result<Current, StoreError> {
+        let number = lsn.segment_number();
+        let path = self.files.path(number);
+        let refused = StoreError::io("create", &path);
+        let taken = if may_take { self.spares.take(&path).map_err(&refused)? } else { None };
+        let file = self.files.fs.open(&path, OpenMode::CreateOrOpen).map_err(&refused)?;
         let len = file.len().map_err(&refused)?;
         if len < WAL_SEGMENT_SIZE {
-            self.has_new_names = true;
             file.set_len(WAL_SEGMENT_SIZE).map_err(&refused)?;
         }
         if len == 0 {
             self.files.head.before(lsn).mark(&*file).map_err(&refused)?;
         }
-        self.current = Some((lsn.segment_number(), file.clone()));
-        Ok(file)
+        self.has_new_names |= len < WAL_SEGMENT_SIZE || taken.is_some();
+        let zeros_to = if taken == Some(Content::OldLog) { 0 } else { WAL_SEGMENT_SIZE };
+        drop(refused);
+        let grows_at = if may_take { 0 } else { lsn.segment_offset() + GROWING_BYTES };
+        let is_full_size = taken.is_some();
+        Ok(Current { number, path, file, zeros_to, grows_at, is_full_size })
+    }
+
+    /// What fills a file for the log to come: wanted once for each segment, when the log comes into it from the one before, or has
+    /// shown that it grows.
+    pub(crate) fn filler(&mut self) -> Option<Filler> {
+        if !std::mem::take(&mut self.wants_spare) {
+            return None;
+        }
+        self.spares.filler().unwrap_or_else(|error| {
+            tracing::debug!(%error, "no segment file made ahead");
+            None
+        })
+    }
+
+    /// What is taken for the log to come: spare files, and the rest of the segment that ends behind `end`.
+    pub fn ahead_bytes(&self, end: Lsn) -> u64 {
+        let is_full_size = self.current.as_ref().is_some_and(|current| current.is_full_size);
+        let rest = end.0.next_multiple_of(WAL_SEGMENT_SIZE) - end.0;
+        self.spares.bytes() + if is_full_size { rest } else { 0 }
+    }
+
+    pub fn has_spares(&self) -> bool {
+        self.spares.bytes() > 0
+    }
+
+    /// Removes spare files but for `left` of them.
+    pub fn shrink_spares(&mut self, left: usize) -> Result<(), StoreError> {
+        self.spares
+            .shrink(left)
+            .map_err(StoreError::io("remove spare files of", &self.files.directory))
+    }
+
+    /// Removes spare files, those too that an earlier process left, and those that are being made.
+    pub fn remove_spares(&mut self) -> Result<(), StoreError> {
+        self.spares.remove().map_err(StoreError::io("remove spare files of", &self.files.directory))
+    }
+
+    /// Gives the rest of the segment that ends behind `end` back, where it was taken ahead. All that was written is synced.
+    pub fn give_back_rest(&mut self, end: Lsn) -> Result<(), StoreError> {
+        match self.current.as_ref().is_some_and(|current| current.is_full_size) {
+            true => self.truncate(end),
+            false => Ok(()),
+        }
     }
 
     /// Makes everything written so far durable. After an error the store must not be used again.
@@ -175,7 +274,8 @@ impl WalStore {
         self.files.fs.sync_dir(directory).map_err(StoreError::sync(directory))
     }
 
-    /// Zeroes everything from `to` on: later segments are removed, the rest of its own becomes a hole.
+    /// Zeroes everything from `to` on: later segments are removed, the rest of its own becomes a hole. (Removed and not
+    /// kept as spare files: this log may come to the same positions again.)
     /// Durable on return. What lies before `to` must have been synced.
     pub fn truncate(&mut self, to: Lsn) -> Result<(), StoreError> {
         self.current = None;
@@ -197,6 +297,24 @@ impl WalStore {
     /// Removes whole segments that end at or before `lsn`. Durable on return.
     pub fn remove_before(&mut self, lsn: Lsn) -> Result<(), StoreError> {
         self.remove(|segment| segment < lsn.segment_number())
+    }
+
+    /// The same, but with `may_keep` a log that fills segment after segment keeps some of the files for what it writes next.
+    ///
+    /// Whoever reads them must be told that they are trimmed before anything else is written: they go on under other names.
+    pub fn recycle_before(&mut self, lsn: Lsn, may_keep: bool) -> Result<(), StoreError> {
+        let segments = self.files.segments()?;
+        let is_growing = self
+            .current
+            .as_ref()
+            .is_some_and(|current| segments.contains(&current.number.wrapping_sub(1)));
+        for segment in segments.into_iter().filter(|segment| *segment < lsn.segment_number()) {
+            let path = self.files.path(segment);
+            if !(may_keep && is_growing && self.spares.keep(&path)) {
+                self.files.fs.remove_file(&path).map_err(StoreError::io("remove", &path))?;
+            }
+        }
+        self.sync_names()
     }
 
     /// Removes every segment. Durable on return. What is written next makes its file anew.

@@ -129,6 +129,7 @@ struct Writer {
     proposer: Proposer,
     stream: TcpStream,
     input: BytesMut,
+    frame: BytesMut,
 }
 
 impl Writer {
@@ -149,7 +150,8 @@ impl Writer {
             timeline,
             window_bytes_max: 64 << 20,
         });
-        let mut writer = Writer { proposer, stream, input: BytesMut::new() };
+        let mut writer =
+            Writer { proposer, stream, input: BytesMut::new(), frame: BytesMut::new() };
         let greeting = writer.proposer.on_connected(NODE);
         writer.carry_out(greeting)?;
         while !writer.proposer.term_is_committed() {
@@ -189,9 +191,9 @@ impl Writer {
     fn carry_out(&mut self, actions: Vec<Action>) -> anyhow::Result<()> {
         for action in actions {
             let Action::Send { message, .. } = action else { bail!("asked to {action:?}") };
-            let mut frame = BytesMut::new();
-            message.encode(&mut frame);
-            self.stream.write_all(&frame)?;
+            self.frame.clear();
+            message.encode(&mut self.frame);
+            self.stream.write_all(&self.frame)?;
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ fn vote(term: u64) -> ProposerMessage {
     VoteRequest { generation: Generation(0), term: Term(term) }.into()
 }
 
-fn commit(commit_lsn: Lsn) -> ProposerMessage {
+pub(super) fn commit(commit_lsn: Lsn) -> ProposerMessage {
     Commit { generation: Generation(0), term: Term(1), commit_lsn }.into()
 }
 

@@ -19,6 +19,7 @@ pub(super) const SEEDS: [u64; 6] = [0, 1, 2, 3, 4, u64::MAX];
 pub(super) const START: Lsn = Lsn(3 * WAL_SEGMENT_SIZE - 3 * 8192 + 64);
 const RMGR_XLOG: u8 = 0;
 const XLOG_NOOP: u8 = 0x20;
+const XLOG_SWITCH: u8 = 0x40;
 
 pub(super) fn identity() -> Identity {
     Identity {
@@ -45,18 +46,45 @@ pub(super) struct Log {
 }
 
 impl Log {
-    fn at(start: Lsn) -> Log {
+    pub(super) fn at(start: Lsn) -> Log {
         Log { end: start, prev: Lsn(start.0 - 64), bytes: Vec::new(), ends: vec![start] }
     }
 
-    fn push(&mut self, body_len: usize, fill: u8) {
+    /// A record of zeros that ends exactly at `end`, a page's.
+    pub(super) fn push_up_to(&mut self, end: Lsn) {
+        let mut body_len = (end.0 - self.end.0) as usize / 2;
+        loop {
+            let mut trial = Log::at(self.end);
+            trial.prev = self.prev;
+            trial.push(body_len, 0);
+            if trial.end == end {
+                return self.push(body_len, 0);
+            }
+            body_len = (body_len as u64 + end.0).checked_sub(trial.end.0).unwrap() as usize;
+        }
+    }
+
+    /// An XLOG SWITCH and what fills its segment.
+    pub(super) fn push_switch(&mut self) {
+        self.push_record(XLOG_SWITCH, &[]);
+        let end = Lsn((self.end.segment_number() + 1) * WAL_SEGMENT_SIZE);
+        self.bytes.resize(self.bytes.len() + (end.0 - self.end.0) as usize, 0);
+        self.end = end;
+        *self.ends.last_mut().unwrap() = end;
+    }
+
+    pub(super) fn push(&mut self, body_len: usize, fill: u8) {
+        self.push_record(XLOG_NOOP, &vec![fill; body_len]);
+    }
+
+    fn push_record(&mut self, info: u8, body: &[u8]) {
         let identity = identity();
         let origin = Origin {
             major: pg_major(identity.pg_major).unwrap(),
             tli: identity.pg_tli,
             system_id: identity.system_id,
         };
-        let record = record(0, self.prev, XLOG_NOOP, RMGR_XLOG, &vec![fill; body_len]);
+        let record = record(0, self.prev, info, RMGR_XLOG, body);
         let laid_out = lay_out(&origin, self.end, &record);
         self.prev = laid_out.record_start;
         self.end = laid_out.end;

@@ -3,20 +3,40 @@
 use treering_consensus::{Acceptor, AcceptorMessage, Promises, ProposerId, Refusal, RefusalReason};
 
 use super::{Health, Member, Outgoing};
-use crate::{error::StoreError, room::DISK_RESERVE_BYTES};
+use crate::{
+    error::StoreError,
+    room::{DISK_AMPLE_BYTES, DISK_RESERVE_BYTES},
+};
 
 impl Member {
     /// Looks whether so many bytes may be appended. One look at the disk is enough for all appends of a batch.
     pub(super) fn take_room(&mut self, bytes: u64) -> Result<(), StoreError> {
+        self.look_for_room(bytes).or_else(|error| {
+            if self.store.ahead_bytes(self.acceptor.write_lsn()) == 0 {
+                return Err(error);
+            }
+            self.store.remove_spares()?;
+            // And the rest of the segment is there for this.
+            self.share.set(self.log_bytes());
+            self.look_for_room(bytes)
+        })
+    }
+
+    fn look_for_room(&mut self, bytes: u64) -> Result<(), StoreError> {
         if !self.has_unsynced {
-            self.check_free()?;
+            self.check_free(DISK_RESERVE_BYTES)?;
         }
         self.share.grow(bytes)
     }
 
-    fn check_free(&self) -> Result<(), StoreError> {
+    /// Whether so much may be taken that is not needed yet.
+    pub(super) fn has_ample_room(&self, bytes: u64) -> bool {
+        self.share.room().is_ample(bytes) && self.check_free(DISK_AMPLE_BYTES + bytes).is_ok()
+    }
+
+    fn check_free(&self, least: u64) -> Result<(), StoreError> {
         match self.fs.free_bytes(&self.directory) {
-            Ok(free) if free < DISK_RESERVE_BYTES => {
+            Ok(free) if free < least => {
                 let path = self.directory.display().to_string();
                 Err(StoreError::DiskFull { what: "append to", path })
             }
@@ -78,6 +98,8 @@ impl Member {
     /// Makes the state in memory of what the disk holds. Without room for that it stays adrift.
     fn open_again(&mut self) -> Result<(), StoreError> {
         let commit_lsn = self.acceptor.commit_lsn();
+        // Whoever is filling one stops.
+        let _ = self.store.remove_spares();
         let mut reopened = match Member::open(self.fs.clone(), &self.directory, self.node) {
             Ok(reopened) => reopened,
             Err(error) => {

@@ -5,7 +5,11 @@
 //! thread would cost more than the batch. Answers go to the newest connection of a proposer; messages that an older
 //! connection of it still had under way are dropped.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     runtime::{Builder, Runtime},
@@ -27,6 +31,8 @@ use crate::{
 
 /// After so much quiet the commit position is persisted.
 const QUIET: Duration = Duration::from_millis(500);
+/// What is taken for a log to come is given up when none has come for so long; most of it, when it has not filled a segment.
+const AHEAD_KEPT: Duration = Duration::from_secs(10);
 
 struct Connection {
     id: ConnectionId,
@@ -48,6 +54,21 @@ pub(super) struct Driver {
     /// `None` without an archive.
     archived: Option<Lsn>,
     metrics: Arc<Metrics>,
+}
+
+/// How a log grows.
+struct Movement {
+    end: Lsn,
+    /// When the end was last seen to move. (Signs of life come all the time.)
+    moved: Instant,
+    /// When it was last seen to move to another segment.
+    filled: Instant,
+}
+
+impl Movement {
+    fn of(end: Lsn) -> Movement {
+        Movement { end, moved: Instant::now(), filled: Instant::now() }
+    }
 }
 
 /// What came of waiting for requests.
@@ -116,6 +137,7 @@ impl Driver {
         stop: &CancellationToken,
         first: Vec<Request>,
     ) {
+        let mut movement = Movement::of(self.member.flush_lsn());
         self.handle(first);
         loop {
             match next(queue, stop, QUIET).await {
@@ -124,11 +146,33 @@ impl Driver {
                 Next::Quiet => self.persist_quietly(),
                 Next::Stopped => break,
             }
+            self.look_at(&mut movement);
         }
         self.persist_quietly();
         // Nobody is left who would write.
         self.trim();
+        self.give_back();
         self.publish_status();
+    }
+
+    /// Gives up what is kept for a log that does not come.
+    fn look_at(&mut self, movement: &mut Movement) {
+        let end = self.member.flush_lsn();
+        if end != movement.end {
+            let is_new_segment = end.segment_number() != movement.end.segment_number();
+            (movement.end, movement.moved) = (end, Instant::now());
+            if is_new_segment {
+                movement.filled = movement.moved;
+            }
+        }
+        if movement.moved.elapsed() > AHEAD_KEPT {
+            self.give_back();
+        } else if movement.filled.elapsed() > AHEAD_KEPT
+            && let Err(error) = self.member.shrink_spares()
+        {
+            let timeline = self.member.identity().timeline;
+            tracing::warn!(%error, %timeline, "spare segment files not removed");
+        }
     }
 
     fn handle(&mut self, requests: Vec<Request>) {
@@ -147,6 +191,27 @@ impl Driver {
             let _ = answer.send(done);
         }
         answers.into_iter().for_each(|answer| self.answer(answer));
+        self.fill_spare();
+    }
+
+    /// On a thread for it alone: this one is what commits wait for.
+    fn fill_spare(&mut self) {
+        let Some(filler) = self.member.filler() else { return };
+        let timeline = self.member.identity().timeline;
+        let fill = move || {
+            if let Err(error) = filler.run() {
+                tracing::debug!(%error, %timeline, "no segment file made ahead");
+            }
+        };
+        // Without a thread the next segment is a sparse one.
+        let _ = std::thread::Builder::new().name("treering-spare".into()).spawn(fill);
+    }
+
+    fn give_back(&mut self) {
+        if let Err(error) = self.member.give_back() {
+            let timeline = self.member.identity().timeline;
+            tracing::warn!(%error, %timeline, "room for more log not given back");
+        }
     }
 
     /// Removes what is durable elsewhere. Status must be published before anything is written after that: readers learn from it
