@@ -303,7 +303,10 @@ impl Member {
             return Err(error);
         }
         match is_all {
-            true => self.store.remove_all()?,
+            true => {
+                self.store.remove_all()?;
+                self.store.remove_spares()?;
+            }
             false => {
                 let may_keep = self.has_ample_room(KEPT_MAX as u64 * WAL_SEGMENT_SIZE);
                 self.store.recycle_before(limit, may_keep)?;

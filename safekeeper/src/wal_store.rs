@@ -321,6 +321,7 @@ impl WalStore {
     pub fn remove_all(&mut self) -> Result<(), StoreError> {
         self.current = None;
         self.unsynced.clear();
+        self.wants_spare = false;
         self.remove(|_| true)
     }
 
