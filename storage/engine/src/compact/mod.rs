@@ -1,8 +1,8 @@
 //! Compaction, and gc, which is compaction with a list of what must stay readable.
 //!
 //! [`plan`] says which adjacent runs to merge (pure); [`merge`] streams their entries; [`sieve`] lets through what [`points`] need,
-//! asking [`past`] about relations and pages; [`copies`] adds pages of copied databases; [`output`] writes the run; [`parts`] says what may be done side by side;
-//! [`run`] ties them together and publishes; [`thread`] does so behind everyone's back.
+//! asking [`past`] about relations and pages; [`copies`] adds pages of copied databases; [`output`] writes the run; [`parts`] says what may be done side by side,
+//! [`moves`] what need not be done at all; [`run`] ties them together and publishes; [`thread`] does so behind everyone's back.
 //!
 //! # What may be dropped
 //!
@@ -43,6 +43,7 @@
 
 mod copies;
 mod merge;
+mod moves;
 mod output;
 mod parts;
 mod past;
