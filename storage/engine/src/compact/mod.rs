@@ -38,6 +38,8 @@
 //!   below p. Older values of a page go, and pages that are not among the last three of any p.
 //! - *Times*: stamps and LSNs rise together, so the class is one history: p needs its newest entry. For a time before what is kept
 //!   the next entry left ends below K: that answer is refused, as its LSN is.
+//! - *Layers that lie alone* ([`moves`]): with no entry of another run between its keys and none below K, a layer is kept whole. Each entry is
+//!   seen by its own LSN.
 //!
 //! What cannot be known now (an ancestor is catching up after a crash, a damaged value) is kept.
 
