@@ -140,6 +140,20 @@ fn the_cut_off_ends_it() {
     check(&world);
 }
 
+/// What a long load leaves is packed into larger layers as it goes: no run is made of any number of small ones.
+#[test]
+fn a_merge_moves_a_bounded_number() {
+    let options = EngineOptions { fan_in: 70, runs_max: 100, ..options() };
+    let mut world = World::begin_with(CrashFs::new(), options).unwrap();
+    let branch = world.branch(0, START).unwrap();
+    (1..71).for_each(|number| part(&mut world, branch, number));
+    let before = world.timeline(branch).info();
+    assert_eq!((before.runs, before.layers), (70, 210));
+    let (done, moved) = compact(&world, branch);
+    assert_eq!((done.merges, moved.len()), (1, 64));
+    check(&world);
+}
+
 /// Of the files of a flush all are named, or none is there.
 #[test]
 fn a_flush_that_fails_leaves_no_file() {

@@ -47,7 +47,7 @@ pub struct Compacted {
 /// How much compaction there is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Debt {
-    /// Bytes of the files that the next merge would read; 0 when none is due.
+    /// Bytes of the files that the next merge would read, or name where they lie alone; 0 when none is due.
     pub due_bytes: u64,
     /// About how many bytes of files nobody can ask for any more.
     pub garbage_bytes: u64,

@@ -33,7 +33,7 @@ pub fn tiny_options() -> EngineOptions {
     EngineOptions {
         open_layer_bytes_max: 48 << 10,
         frozen_layers_max: 1,
-        stretch_bytes_min: 16 << 10,
+        stretch_bytes_min: 24 << 10,
         page_cache_bytes: 256 << 10,
         block_cache_bytes: 256 << 10,
         chain_max: 4,
@@ -250,7 +250,7 @@ impl<F: FileSystem + Clone> World<F> {
     /// Writes one part of a relation that is written in order: six blocks, as much as a flush gives a file of its own, and what
     /// every flush holds besides.
     pub fn write_part(&mut self, index: usize, rel: RelTag, part: u32) -> Result<()> {
-        let image = |n: u32| vec![Act::Image(rel, 6 * part + n, (6 * part + n) as u8 + 1)];
+        let image = |n: u32| vec![Act::Image(rel, 6 * part + n, ((6 * part + n) % 255) as u8 + 1)];
         let mut records: Vec<Vec<Act>> = (0..6).map(image).collect();
         records.push(vec![Act::SlruDelta(0, part % 9, part), Act::Put(part % 8, part as u8)]);
         self.write(index, &records)
