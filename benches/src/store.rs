@@ -70,7 +70,8 @@ impl Store {
             ensure!(!chunk.is_empty(), "the log ends before {}", source.end);
             let wanted = source.end.bytes_since(applier.fed_to()).unwrap_or(0);
             chunk.truncate(usize::try_from(wanted)?);
-            for message in chunk.chunks(MESSAGE_BYTES) {
+            while !chunk.is_empty() {
+                let message = chunk.split_to(chunk.len().min(MESSAGE_BYTES));
                 applier.feed(applier.fed_to(), message)?;
                 applier.apply()?;
             }

@@ -28,7 +28,7 @@ fn ingest(live: &LiveTimeline, server: &Server) -> Lsn {
     let wal = server.wal(live.timeline.identity().pg_tli, from, to);
     let mut at = from;
     for piece in wal.chunks(64 << 10) {
-        applier.feed(at, piece).expect("feed");
+        applier.feed(at, piece.to_vec().into()).expect("feed");
         applier.apply().unwrap_or_else(|error| panic!("apply after {at}: {error}"));
         at = at + piece.len() as u64;
     }

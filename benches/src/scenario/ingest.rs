@@ -1,9 +1,11 @@
-//! `ingest`: the log of TPC-B into an engine with its defaults, as the pageserver does it: decoded, applied to the open layer,
+//! `ingest`, `ingest-bulk`: a log into an engine with its defaults, as the pageserver does it: decoded, applied to the open layer,
 //! flushed, merged. The clock stops when everything is durable and compaction has nothing more to do.
 //!
-//! With full-page images (a checkpoint half-way) the figure is the log's bytes per second, without them its records.
+//! `ingest` takes the log of TPC-B. With full-page images (a checkpoint half-way) the figure is the log's bytes per second, without them its records.
 //! The same by time on cores, which hardly depends on what else the machine does: two cores that are busy
 //! throughout reach the first bar if a unit takes no more than the second.
+//! `ingest-bulk` takes the log of statements that write relations anew (VACUUM FULL, CREATE INDEX), full-page writes off: what
+//! it needs of cores, the Postgres beside it lacks.
 //! `written` is what the process handed to the kernel for files, of whatever kind, per byte of log.
 
 use std::time::Instant;
@@ -21,34 +23,70 @@ const RECORDS_PER_SECOND: f64 = 300_000.0;
 const CORES: f64 = 2.0;
 const WRITTEN_PER_BYTE: f64 = 2.5;
 
+/// What the log is of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// TPC-B with full-page images.
+    Images,
+    /// TPC-B without.
+    Records,
+    /// Relations written anew.
+    Bulk,
+}
+
 pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
-    let full = size == Size::Full;
     let mut reports = Vec::new();
-    for images in [true, false] {
-        let bytes = match (full, images) {
-            (true, true) => 1_500_000_000,
-            (true, false) => 500_000_000,
-            (false, _) => 16_000_000,
+    for kind in [Kind::Images, Kind::Records] {
+        let bytes = match (size, kind) {
+            (Size::Full, Kind::Images) => 1_500_000_000,
+            (Size::Full, _) => 500_000_000,
+            (Size::Smoke, _) => 16_000_000,
         };
-        let scale = if full { 50 } else { 1 };
-        let source = source(scale, bytes, images)?;
-        reports.extend(of(&source, images, if full { 3 } else { 1 })?);
+        reports.extend(of(&tpcb(scale(size), bytes, kind)?, kind, rounds(size))?);
     }
     Ok(reports)
 }
 
-/// TPC-B on `scale`, until there are so many bytes of log.
-fn source(scale: u32, bytes: u64, images: bool) -> anyhow::Result<Source> {
-    let kind = if images { "images" } else { "records" };
-    eprintln!("  TPC-B at scale {scale} until {} MB of log, {kind}", bytes / 1_000_000);
-    let load = |cluster: &Cluster| {
-        cluster.pgbench(&["-i", "-q", "-s", &scale.to_string(), "postgres"]).map(|_| ())
-    };
-    let work = |cluster: &Cluster| tpcb_until(cluster, bytes);
-    Source::get(&format!("tpcb-{scale}-{kind}-{}", bytes / 1_000_000), images, load, work)
+pub fn bulk(size: Size) -> anyhow::Result<Vec<Report>> {
+    of(&rewritten(scale(size))?, Kind::Bulk, rounds(size))
 }
 
-fn of(source: &Source, images: bool, rounds: usize) -> anyhow::Result<Vec<Report>> {
+fn scale(size: Size) -> u32 {
+    if size == Size::Full { 50 } else { 1 }
+}
+
+fn rounds(size: Size) -> usize {
+    if size == Size::Full { 3 } else { 1 }
+}
+
+fn load(scale: u32, cluster: &Cluster) -> anyhow::Result<()> {
+    cluster.pgbench(&["-i", "-q", "-s", &scale.to_string(), "postgres"])?;
+    Ok(())
+}
+
+/// TPC-B on `scale`, until there are so many bytes of log.
+fn tpcb(scale: u32, bytes: u64, kind: Kind) -> anyhow::Result<Source> {
+    let name = if kind == Kind::Images { "images" } else { "records" };
+    eprintln!("  TPC-B at scale {scale} until {} MB of log, {name}", bytes / 1_000_000);
+    let place = format!("tpcb-{scale}-{name}-{}", bytes / 1_000_000);
+    let work = |cluster: &Cluster| tpcb_until(cluster, bytes);
+    Source::get(&place, kind == Kind::Images, |cluster| load(scale, cluster), work)
+}
+
+/// pgbench's largest table and its index written anew, twice, and another index of it.
+fn rewritten(scale: u32) -> anyhow::Result<Source> {
+    eprintln!("  VACUUM FULL and CREATE INDEX at scale {scale}");
+    let work = |cluster: &Cluster| {
+        for _ in 0..2 {
+            cluster.sql("VACUUM FULL pgbench_accounts")?;
+        }
+        cluster.sql("CREATE INDEX ON pgbench_accounts (abalance, aid)")?;
+        Ok(())
+    };
+    Source::get(&format!("bulk-{scale}"), false, |cluster| load(scale, cluster), work)
+}
+
+fn of(source: &Source, kind: Kind, rounds: usize) -> anyhow::Result<Vec<Report>> {
     let (mut speed, mut on_cores) = (Spread::default(), Spread::default());
     let (mut written, mut peak) = (Spread::default(), Spread::default());
     let options = EngineOptions::default();
@@ -77,25 +115,34 @@ fn of(source: &Source, images: bool, rounds: usize) -> anyhow::Result<Vec<Report
             info.traffic.flushed_bytes >> 20,
             info.traffic.merge_written_bytes >> 20,
         );
-        speed.push(if images { megabytes } else { records });
-        on_cores.push(busy * 1e6 / if images { wal / 1e6 } else { source.log.records as f64 });
+        let (rate, units) = match kind {
+            Kind::Images | Kind::Bulk => (megabytes, wal / 1e6),
+            Kind::Records => (records, source.log.records as f64),
+        };
+        speed.push(rate);
+        on_cores.push(busy * 1e6 / units);
         written.push(amplification);
         peak.push(memory.bytes() as f64 / f64::from(1 << 20));
-        let kind = if images { "with images" } else { "without images" };
-        label = format!("{:.0} MB, {} k records, {kind}", wal / 1e6, source.log.records / 1000);
+        let of = match kind {
+            Kind::Images => "with images",
+            Kind::Records => "without images",
+            Kind::Bulk => "relations written anew",
+        };
+        label = format!("{:.0} MB, {} k records, {of}", wal / 1e6, source.log.records / 1000);
     }
-    let (unit, per, bar) = match images {
-        true => ("MB/s", "core us/MB", MB_PER_SECOND),
-        false => ("records/s", "core us/record", RECORDS_PER_SECOND),
+    let (unit, per, bar) = match kind {
+        Kind::Images | Kind::Bulk => ("MB/s", "core us/MB", MB_PER_SECOND),
+        Kind::Records => ("records/s", "core us/record", RECORDS_PER_SECOND),
     };
-    let on_cores = Report::figure("ingest", label.clone(), per, &on_cores);
-    let speed = Report::figure("ingest", label.clone(), unit, &speed);
-    let bytes = Report::figure("ingest", label.clone(), "bytes written/byte", &written);
+    let scenario = if kind == Kind::Bulk { "ingest-bulk" } else { "ingest" };
+    let on_cores = Report::figure(scenario, label.clone(), per, &on_cores);
+    let speed = Report::figure(scenario, label.clone(), unit, &speed);
+    let bytes = Report::figure(scenario, label.clone(), "bytes written/byte", &written);
     Ok(vec![
         Report { bar: Some(Bar::AtLeast(bar)), ..speed },
         Report { bar: Some(Bar::AtMost(CORES * 1e6 / bar)), ..on_cores },
         Report { bar: Some(Bar::AtMost(WRITTEN_PER_BYTE)), ..bytes },
-        memory_report("ingest", label, &peak, limit),
+        memory_report(scenario, label, &peak, limit),
     ])
 }
 

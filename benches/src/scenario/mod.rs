@@ -97,6 +97,11 @@ pub const SCENARIOS: &[(&str, &str, Scenario)] = &[
         Alone(ingest::run),
     ),
     (
+        "ingest-bulk",
+        "the log of VACUUM FULL and CREATE INDEX likewise (MB/s; bytes written)",
+        Alone(ingest::bulk),
+    ),
+    (
         "getpage-random",
         "engine time of a page of a 10 GB timeline (us, layers), and getpage-scan: pages/s in batches of 128",
         Alone(getpage_engine::run),

@@ -102,6 +102,10 @@ struct Arena {
 
 impl Arena {
     fn value_of(&mut self, change: &PageChange<'_>) -> Value {
+        if let PageChange::Image(_) = change {
+            // Few, and long: an allocation costs less than another copy.
+            return Value { base: true, bytes: change.encode() };
+        }
         self.scratch.clear();
         change.encode_into(&mut self.scratch);
         if self.chunk.capacity() < self.scratch.len() {
@@ -148,15 +152,25 @@ impl Applier {
         self.decoder.fed_to()
     }
 
-    /// Takes raw WAL that starts at `start`.
+    /// Takes raw WAL that starts at `start`, and the records that are complete with it; of its bytes it holds nothing afterwards but
+    /// the begin of the next record.
+    ///
+    /// Blocking: waits while the engine's flush is behind.
     ///
     /// # Errors
-    /// [`ApplyError::Gap`] unless `start` is [`Applier::fed_to`].
-    pub fn feed(&mut self, start: Lsn, wal: &[u8]) -> Result<(), ApplyError> {
+    /// [`ApplyError::Gap`] unless `start` is [`Applier::fed_to`]. After others the applier is of no further use.
+    pub fn feed(&mut self, start: Lsn, wal: Bytes) -> Result<(), ApplyError> {
         if start != self.fed_to() {
             return Err(ApplyError::Gap { expected: self.fed_to(), got: start });
         }
-        self.decoder.feed(wal);
+        self.decoder.feed_shared(wal);
+        while let Some(raw) = self.decoder.next_record()? {
+            self.intake.record(&raw)?;
+            if self.intake.batch_bytes > BATCH_BYTES_MAX {
+                self.intake.write()?;
+            }
+        }
+        self.decoder.let_go();
         Ok(())
     }
 
@@ -167,12 +181,6 @@ impl Applier {
     /// # Errors
     /// [`ApplyError`]; the applier is of no further use.
     pub fn apply(&mut self) -> Result<Lsn, ApplyError> {
-        while let Some(raw) = self.decoder.next_record()? {
-            self.intake.record(&raw)?;
-            if self.intake.batch_bytes > BATCH_BYTES_MAX {
-                self.intake.write()?;
-            }
-        }
         self.intake.write()?;
         Ok(self.intake.batch.last_record_lsn)
     }

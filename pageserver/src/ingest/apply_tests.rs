@@ -98,7 +98,7 @@ fn apply_all(timeline: &Arc<Timeline>, log: &Log) {
     let mut applier = Applier::open(Arc::clone(timeline)).expect("applier");
     let from = applier.fed_to();
     let skip = (from.0 - START.0) as usize;
-    applier.feed(from, &log.bytes[skip..]).expect("feed");
+    applier.feed(from, log.bytes[skip..].to_vec().into()).expect("feed");
     assert_eq!(applier.apply().expect("apply"), log.end);
 }
 
@@ -173,9 +173,9 @@ fn every_record_end_is_found() {
                 applier = Applier::open(Arc::clone(&timeline)).expect("applier");
                 let skip = (applier.fed_to().0 - START.0) as usize;
                 let known = &log.bytes[skip..(at.0 - START.0) as usize];
-                applier.feed(applier.fed_to(), known).expect("feed");
+                applier.feed(applier.fed_to(), known.to_vec().into()).expect("feed");
             }
-            applier.feed(at, bytes).expect("feed");
+            applier.feed(at, bytes.to_vec().into()).expect("feed");
             applier.apply().expect("apply");
             at = at + bytes.len() as u64;
         }
@@ -212,7 +212,7 @@ fn boundaries_reach_across_a_fork() {
     let mut own = Log { bytes: Vec::new(), end: fork, records: vec![(start, fork)] };
     let ended = own.commit(1000);
     let mut applier = Applier::open(Arc::clone(&branch)).expect("applier");
-    applier.feed(fork, &own.bytes).expect("feed");
+    applier.feed(fork, own.bytes.clone().into()).expect("feed");
     assert_eq!(applier.apply().expect("apply"), ended);
     let found = branch.record_boundary(ended).expect("read").expect("boundary");
     assert_eq!(
@@ -289,12 +289,12 @@ fn gaps_and_damage_are_refused() {
     let first = log.commit(1);
     log.commit(2);
     let mut applier = Applier::open(Arc::clone(&timeline)).expect("applier");
-    assert!(matches!(applier.feed(first, &[0; 8]), Err(ApplyError::Gap { expected: START, .. })));
+    let strange = applier.feed(first, vec![0; 8].into());
+    assert!(matches!(strange, Err(ApplyError::Gap { expected: START, .. })));
     let mut damaged = log.bytes.clone();
     let in_second = (first.0 - START.0) as usize + 30;
     damaged[in_second] ^= 1;
-    applier.feed(START, &damaged).expect("feed");
-    let error = applier.apply().expect_err("damage");
+    let error = applier.feed(START, damaged.into()).expect_err("damage");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     // Nothing of the damaged chunk is visible; a new applier goes on with good bytes.
     assert_eq!(timeline.last_record_lsn(), START);

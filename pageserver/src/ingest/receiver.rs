@@ -289,7 +289,7 @@ impl<'a> Receiver<'a> {
         let bytes: usize = wal.iter().map(|(_, wal)| wal.len()).sum();
         let live = Arc::clone(self.live);
         let work = move || {
-            let fed = wal.iter().try_for_each(|(start, wal)| applier.feed(*start, wal));
+            let fed = wal.into_iter().try_for_each(|(start, wal)| applier.feed(start, wal));
             let applied = fed.and_then(|()| applier.apply());
             if let Ok(last_record_lsn) = &applied {
                 live.announce(*last_record_lsn);

@@ -1,7 +1,7 @@
 //! The flush: frozen layers become layer files, oldest first, and `disk_consistent_lsn` moves.
 //!
-//! Order, each step durable before the next: layer file → timeline manifest → (first time) the tenant's note that there is
-//! one → watermark. A crash between steps leaves a file that no manifest names; it is removed when the engine is opened.
+//! Order, each step durable before the next: layer files → timeline manifest → (first time) the tenant's note that there is
+//! one → watermark. A crash between steps leaves files that no manifest names; they are removed when the engine is opened.
 //!
 //! Full-page writes are off, so nothing else bounds a page's chain: the flush writes an image where one has grown to
 //! `chain_max`, counting what older layers and ancestors hold of it.
@@ -21,9 +21,9 @@ use crate::{
         open::{OpenLayer, Stored},
         writer::{LayerWriter, WriteFailure},
     },
-    layer_map::Run,
     manifest::{Kept, RunDesc, TimelineManifest, invariants, store},
     read::{fetch, reconstruct::apply},
+    stretch::Stretches,
     timeline::{Phase, Timeline, is_page},
 };
 
@@ -70,28 +70,28 @@ impl Timeline {
         self.check_latch()?;
         let phase = self.check_not_deleted()?;
         let end_lsn = frozen.frozen_at();
-        let file = match frozen.is_empty() {
-            true => None,
-            false => self.write_layer(frozen)?,
+        let files = match frozen.is_empty() {
+            true => Vec::new(),
+            false => self.write_layers(frozen)?,
         };
-        if file.is_some() || end_lsn > manifest.disk_consistent_lsn {
+        let bytes = files.iter().map(|file| file.desc.size).sum();
+        if !files.is_empty() || end_lsn > manifest.disk_consistent_lsn {
             let saved = self.change_manifest(manifest, |next| {
                 next.disk_consistent_lsn = end_lsn;
-                if let Some(file) = &file {
-                    let layers = vec![file.desc.clone()];
+                let layers: Vec<_> = files.iter().map(|file| file.desc.clone()).collect();
+                if !layers.is_empty() {
                     next.runs.insert(0, RunDesc { layers, kept: Kept::default() });
                 }
             });
-            self.remove_unless_published(&saved, file.iter().map(|file| file.desc.file_name()));
+            self.remove_unless_published(&saved, files.iter().map(|file| file.desc.file_name()));
             saved?;
             if phase == Phase::Live {
                 self.tenant()?.note_flushed(self)?;
             }
         }
-        self.change_layers(|layers| layers.with_flushed(frozen, file.clone()));
+        self.change_layers(|layers| layers.with_flushed(frozen, files.clone()));
         self.note_saved(manifest);
         self.progress.set_disk_consistent_lsn(end_lsn);
-        let bytes = file.map_or(0, |file| file.desc.size);
         self.traffic.count_flush(bytes);
         self.context.traffic.count_flush(bytes);
         self.context.compaction_bell.ring();
@@ -142,8 +142,8 @@ impl Timeline {
     }
 
     /// The same for layers that may be elsewhere, or not come back.
-    pub(crate) fn retire_layers(&self, runs: &[Run]) {
-        for layer in runs.iter().flat_map(|run| &run.layers) {
+    pub(crate) fn retire_layers<'l>(&self, layers: impl Iterator<Item = &'l Arc<LayerFile>>) {
+        for layer in layers {
             if let Err(error) = layer.retire(self.context.fs.as_ref()) {
                 tracing::warn!(%error, "a layer file that nothing names is left until the next start");
             }
@@ -160,36 +160,59 @@ impl Timeline {
         })
     }
 
-    /// Writes a frozen layer as a file, and opens it. `None` when no value of it needs keeping.
-    fn write_layer(&self, frozen: &OpenLayer) -> Result<Option<Arc<LayerFile>>> {
+    /// Writes a frozen layer as files of disjoint keys, in key order, and opens them. None when no value of it needs keeping.
+    fn write_layers(&self, frozen: &OpenLayer) -> Result<Vec<Arc<LayerFile>>> {
         self.ensure_directory()?;
-        let number = self.next_layer_number();
-        let desc = self.write_values(number, frozen).map_err(|failure| self.refuse(failure))?;
-        let Some(desc) = desc else { return Ok(None) };
-        let file = self.open_layer(desc);
-        match file.broken() {
-            None => Ok(Some(Arc::new(file))),
-            Some(error) => Err(self.latch.close(error)),
+        let mut done = Vec::new();
+        if let Err(failure) = self.write_values(frozen, &mut done) {
+            let error = self.refuse(failure);
+            if self.check_latch().is_ok() {
+                self.remove_layers(done.iter().map(LayerDesc::file_name));
+            }
+            return Err(error);
         }
+        let open = |desc| {
+            let file = self.open_layer(desc);
+            file.broken().map_or(Ok(Arc::new(file)), |error| Err(self.latch.close(error)))
+        };
+        done.into_iter().map(open).collect()
     }
 
+    /// Every file that was finished is in `done`, after a failure too.
     fn write_values(
         &self,
-        number: u64,
         frozen: &OpenLayer,
-    ) -> Result<Option<LayerDesc>, WriteFailure> {
-        let fs = self.context.fs.as_ref();
-        let block_bytes = self.context.options.block_bytes;
-        let mut writer =
-            LayerWriter::create(fs, &self.directory, self.owner(), number, block_bytes)?;
+        done: &mut Vec<LayerDesc>,
+    ) -> Result<(), WriteFailure> {
+        let (fs, options) = (self.context.fs.as_ref(), &self.context.options);
+        let mut stretches = Stretches::new(options.stretch_bytes_min);
+        frozen.visit_sizes(|key, bytes| stretches.push(key, bytes));
+        let mut starts = stretches.finish().into_iter().peekable();
+        let mut writer: Option<LayerWriter<'_>> = None;
         let mut last = None;
         while let Some((key, values)) = frozen.next_history(last) {
+            let begins = starts.next_if(|start| *start <= key).is_some();
+            if let Some(full) = writer.take_if(|_| begins) {
+                done.extend(full.finish(false)?);
+            }
+            let writer = match &mut writer {
+                Some(writer) => writer,
+                None => {
+                    let (owner, number) = (self.owner(), self.next_layer_number());
+                    let block_bytes = options.block_bytes;
+                    let made = LayerWriter::create(fs, &self.directory, owner, number, block_bytes);
+                    writer.insert(made?)
+                }
+            };
             for entry in self.entries(key, values) {
                 writer.push(&entry)?;
             }
             last = Some(key);
         }
-        writer.finish(false)
+        if let Some(writer) = writer {
+            done.extend(writer.finish(false)?);
+        }
+        Ok(())
     }
 
     /// The entries that one key's values become.

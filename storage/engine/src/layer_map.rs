@@ -93,16 +93,16 @@ impl LayerSet {
         LayerSet { open, frozen, files: Arc::clone(&self.files) }
     }
 
-    /// `flushed`, the oldest frozen layer, gone, and in its place the file it became (none when it was empty).
+    /// `flushed`, the oldest frozen layer, gone, and in its place the files it became (none when it was empty).
     ///
     /// # Panics
     /// When `flushed` is not the oldest frozen layer.
-    pub fn with_flushed(&self, flushed: &Arc<OpenLayer>, file: Option<Arc<LayerFile>>) -> LayerSet {
+    pub fn with_flushed(&self, flushed: &Arc<OpenLayer>, layers: Vec<Arc<LayerFile>>) -> LayerSet {
         let (oldest, rest) = self.frozen.split_last().expect("a frozen layer was flushed");
         assert!(Arc::ptr_eq(oldest, flushed), "frozen layers are flushed oldest first");
         let mut files = LayerMap::clone(&self.files);
-        if let Some(file) = file {
-            files.runs.insert(0, Run { layers: vec![file], kept: Kept::default() });
+        if !layers.is_empty() {
+            files.runs.insert(0, Run { layers, kept: Kept::default() });
         }
         let open = Arc::clone(&self.open);
         LayerSet { open, frozen: rest.to_vec(), files: Arc::new(files) }

@@ -38,6 +38,7 @@ pub mod relation;
 mod residence;
 mod scrub;
 mod size;
+mod stretch;
 mod tenant;
 pub mod time_index;
 mod timeline;

@@ -14,6 +14,8 @@ pub struct EngineOptions {
     pub open_bytes_total_max: usize,
     /// A writer waits while this many frozen layers of its timeline wait for their flush.
     pub frozen_layers_max: usize,
+    /// Neighbouring blocks of one relation fork with so many bytes of values get a layer file of their own from a flush.
+    pub stretch_bytes_min: usize,
     /// Materialised pages.
     pub page_cache_bytes: usize,
     /// Decompressed layer blocks.
@@ -32,6 +34,8 @@ pub struct EngineOptions {
     pub runs_hard_max: usize,
     /// A merge begins another layer file at the first key past this size in bytes of file.
     pub layer_bytes_max: u64,
+    /// A merge takes a layer file of at least so many bytes over as it is if nothing else lies between its keys.
+    pub moved_bytes_min: u64,
     /// Memory that one merge may take, with all its threads.
     pub merge_bytes_max: usize,
     /// Threads that one merge may use: each takes a range of keys. More than one is not for every day yet (decision 11).
@@ -71,6 +75,7 @@ impl Default for EngineOptions {
             open_layer_age_max: Duration::from_secs(60),
             open_bytes_total_max: 512 << 20,
             frozen_layers_max: 3,
+            stretch_bytes_min: 8 << 20,
             page_cache_bytes: 128 << 20,
             block_cache_bytes: 128 << 20,
             chain_max: 64,
@@ -80,6 +85,7 @@ impl Default for EngineOptions {
             runs_max: 8,
             runs_hard_max: 24,
             layer_bytes_max: 128 << 20,
+            moved_bytes_min: 1 << 20,
             merge_bytes_max: 256 << 20,
             merge_threads: 1,
             merge_part_bytes_min: 16 << 20,

@@ -80,6 +80,22 @@ fn compaction(world: &mut World<CrashFs>, child: usize, told: &mut Acknowledged)
     write(world, late, 12)?;
     flush(world, late, told)?;
     world.timeline(child).compact(true)?;
+    moves(world, late, told)
+}
+
+/// Merges that take layers over: a relation that is written in order.
+fn moves(world: &mut World<CrashFs>, on: usize, told: &mut Acknowledged) -> Result<()> {
+    for part in 1..7 {
+        world.write_part(on, rel(5, 0), part)?;
+        flush(world, on, told)?;
+        let before = world.layer_files(on);
+        if world.timeline(on).compact(false)?.merges > 0 {
+            let after = world.layer_files(on);
+            let moved = before.keys().filter(|name| after.contains_key(*name)).count();
+            // A crash behind the manifest is not an error of the merge.
+            assert!(moved > 1 || world.fs.has_crashed(), "{before:?} {after:?}");
+        }
+    }
     Ok(())
 }
 

@@ -218,9 +218,12 @@ proptest! {
     fn reads_equal_the_model(
         steps in prop::collection::vec(step(), 1..40),
         merge_threads in 1..4usize,
+        stretch_bytes_min in prop::sample::select(vec![1, 16 << 10, usize::MAX]),
     ) {
         // However small a merge is, its keys are shared among threads.
-        let options = EngineOptions { merge_threads, merge_part_bytes_min: 1, ..tiny_options() };
+        let merge_part_bytes_min = 1;
+        let options =
+            EngineOptions { merge_threads, merge_part_bytes_min, stretch_bytes_min, ..tiny_options() };
         let mut world = World::begin_with(CrashFs::new(), options).unwrap();
         for step in &steps {
             run(&mut world, step);

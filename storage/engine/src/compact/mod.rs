@@ -1,8 +1,8 @@
 //! Compaction, and gc, which is compaction with a list of what must stay readable.
 //!
 //! [`plan`] says which adjacent runs to merge (pure); [`merge`] streams their entries; [`sieve`] lets through what [`points`] need,
-//! asking [`past`] about relations and pages; [`copies`] adds pages of copied databases; [`output`] writes the run; [`parts`] says what may be done side by side;
-//! [`run`] ties them together and publishes; [`thread`] does so behind everyone's back.
+//! asking [`past`] about relations and pages; [`copies`] adds pages of copied databases; [`output`] writes the run; [`parts`] says what may be done side by side,
+//! [`moves`] what need not be done at all; [`run`] ties them together and publishes; [`thread`] does so behind everyone's back.
 //!
 //! # What may be dropped
 //!
@@ -38,11 +38,14 @@
 //!   below p. Older values of a page go, and pages that are not among the last three of any p.
 //! - *Times*: stamps and LSNs rise together, so the class is one history: p needs its newest entry. For a time before what is kept
 //!   the next entry left ends below K: that answer is refused, as its LSN is.
+//! - *Layers that lie alone* ([`moves`]): with no entry of another run between its keys and none below K, a layer is kept whole. Each entry is
+//!   seen by its own LSN.
 //!
 //! What cannot be known now (an ancestor is catching up after a crash, a damaged value) is kept.
 
 mod copies;
 mod merge;
+mod moves;
 mod output;
 mod parts;
 mod past;

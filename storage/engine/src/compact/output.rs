@@ -22,6 +22,8 @@ pub(crate) struct Output<'t> {
     done: Vec<LayerDesc>,
     /// Nothing lies below the run.
     is_bottom: bool,
+    /// Where layers have to end: in front of these keys, rising, that are still to come.
+    cuts: std::vec::IntoIter<Key>,
     /// Each key of the layer under construction begins with a base.
     bases_first: bool,
     last_key: Option<Key>,
@@ -40,12 +42,13 @@ pub(crate) struct Written {
 }
 
 impl<'t> Output<'t> {
-    pub fn new(timeline: &'t Timeline, is_bottom: bool) -> Output<'t> {
+    pub fn new(timeline: &'t Timeline, is_bottom: bool, cuts: Vec<Key>) -> Output<'t> {
         Output {
             timeline,
             writer: None,
             done: Vec::new(),
             is_bottom,
+            cuts: cuts.into_iter(),
             bases_first: true,
             last_key: None,
             key_bytes: 0,
@@ -80,13 +83,20 @@ impl<'t> Output<'t> {
 
     fn begin_key(&mut self, entry: &Entry) -> Result<(), WriteFailure> {
         let layer_bytes_max = self.timeline.context.options.layer_bytes_max;
-        if self.writer.as_ref().is_some_and(|writer| writer.position() >= layer_bytes_max) {
+        let is_cut = self.passes_cut(&entry.key);
+        if self.writer.as_ref().is_some_and(|w| is_cut || w.position() >= layer_bytes_max) {
             self.end_layer()?;
         }
         self.last_key = Some(entry.key);
         self.key_bytes = 0;
         self.bases_first &= entry.base;
         Ok(())
+    }
+
+    /// True when cuts lie between the key before and this one.
+    fn passes_cut(&mut self, key: &Key) -> bool {
+        let count = self.cuts.as_slice().partition_point(|cut| cut <= key);
+        count.checked_sub(1).is_some_and(|last| self.cuts.nth(last).is_some())
     }
 
     fn end_layer(&mut self) -> Result<(), WriteFailure> {

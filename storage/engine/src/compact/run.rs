@@ -16,6 +16,7 @@ use treering_types::{KeyRange, Lsn};
 use super::{
     copies::{CopyOut, KnownCopies},
     merge::Merge,
+    moves::Moves,
     output::{Output, Written},
     parts::ranges,
     past::TimelinePast,
@@ -46,7 +47,7 @@ pub struct Compacted {
 /// How much compaction there is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Debt {
-    /// Bytes of the files that the next merge would read; 0 when none is due.
+    /// Bytes of the files that the next merge would read, or name where they lie alone; 0 when none is due.
     pub due_bytes: u64,
     /// About how many bytes of files nobody can ask for any more.
     pub garbage_bytes: u64,
@@ -131,14 +132,35 @@ impl Timeline {
         let copies_job = due.map(|run| Job { runs: run..run + 1, reason: Reason::Copies });
         let Some(job) = job.or(copies_job) else { return Ok(Compacted::default()) };
         let all = Points::new(cut_off, lsns.into_iter().chain(copies.pinned()));
-        let (bytes_read, run, desc) = self.write_merged(&files, &job, &all, (&points, &copies))?;
-        let done = Compacted { merges: 1, bytes_read, bytes_written: run.bytes() };
+        let moves = self.moves(&files, &job, &all, &copies)?;
+        let (bytes_read, run) =
+            self.write_merged(&files, &job, &all, (&points, &copies, &moves))?;
+        let bytes_written = run.bytes() - moves.bytes();
+        let done = Compacted { merges: 1, bytes_read, bytes_written };
         let merged = files.runs.get(job.runs.clone()).unwrap_or_default();
-        self.publish_merge(merged, run, desc)?;
+        self.publish_merge(merged, run, &moves)?;
         self.traffic.count_merge(done.bytes_read, done.bytes_written);
         self.context.traffic.count_merge(done.bytes_read, done.bytes_written);
-        tracing::debug!(timeline = %self.id(), reason = ?job.reason, runs = merged.len(), ?done, "merged");
+        tracing::debug!(timeline = %self.id(), reason = ?job.reason, runs = merged.len(), moved = moves.bytes(), ?done, "merged");
         Ok(done)
+    }
+
+    /// What of a merge need not be done. Others than these two are there to write runs anew.
+    fn moves(
+        &self,
+        files: &LayerMap,
+        job: &Job,
+        points: &Points,
+        copies: &KnownCopies,
+    ) -> Result<Moves> {
+        match job.reason {
+            Reason::Tier | Reason::TooMany if !copies.any_due(points.cut_off()) => {
+                let runs = files.runs.get(job.runs.clone()).unwrap_or_default();
+                let bytes_min = self.context.options.moved_bytes_min;
+                Moves::of(runs, points.cut_off(), bytes_min, &self.context.caches)
+            }
+            _ => Ok(Moves::default()),
+        }
     }
 
     pub(super) fn check_may_merge(&self) -> Result<()> {
@@ -154,16 +176,16 @@ impl Timeline {
         }
     }
 
-    /// Writes the run that the job's runs become; nothing names it yet. `points`: what to keep; `singles`: the same without
-    /// copies, which the plan does not know. Returns the bytes read, too.
+    /// Writes the run that the job's runs become, but for what is moved; nothing names it yet. `points`: what to keep; `singles`: the
+    /// same without copies, which the plan does not know. Returns the bytes read, too.
     fn write_merged(
         &self,
         files: &LayerMap,
         job: &Job,
         points: &Points,
-        (singles, copies): (&Points, &KnownCopies),
-    ) -> Result<(u64, Run, RunDesc)> {
-        let runs = files.runs.get(job.runs.clone()).unwrap_or_default();
+        (singles, copies, moves): (&Points, &KnownCopies, &Moves),
+    ) -> Result<(u64, Run)> {
+        let runs = &moves.rest_of(files.runs.get(job.runs.clone()).unwrap_or_default());
         let is_bottom = job.runs.end == files.runs.len() && self.ancestor().is_none();
         let (bytes_read, written) = loop {
             let copies_stay = self.copies_stay.load(Ordering::Relaxed);
@@ -172,8 +194,8 @@ impl Timeline {
             let threads = if copies.any_due(copy_below) { 1 } else { options.merge_threads };
             let ranges = ranges(runs, threads, options.merge_part_bytes_min);
             let sift = Sift { runs, points, is_bottom, copy_below, parts: ranges.len() };
-            let mut parts: Vec<_> =
-                ranges.into_iter().map(|range| (range, Output::new(self, is_bottom))).collect();
+            let output = || Output::new(self, is_bottom, moves.cuts());
+            let mut parts: Vec<_> = ranges.into_iter().map(|range| (range, output())).collect();
             let sifted = self.sift_all(&sift, &mut parts);
             let opened = sifted.and_then(|sifted| match sifted {
                 Some(bytes_read) => Ok(Some((bytes_read, open_all(&parts)?))),
@@ -193,14 +215,14 @@ impl Timeline {
             }
         };
         let mut run = Run { layers: written.layers, kept: Kept::default() };
+        run.layers.extend(moves.layers.iter().cloned());
+        run.layers.sort_by_key(|layer| layer.desc.key_first);
         run.kept = Kept {
             cut_off: points.cut_off(),
             points: singles.count_in(run.lsns()),
-            history_bytes: written.history_bytes,
+            history_bytes: written.history_bytes + moves.history_bytes,
         };
-        let layers = run.layers.iter().map(|layer| layer.desc.clone()).collect();
-        let desc = RunDesc { layers, kept: run.kept };
-        Ok((bytes_read, run, desc))
+        Ok((bytes_read, run))
     }
 
     /// All parts of a merge, each but the first on a thread of its own. Returns the bytes read; `None` when a page of a copied relation
@@ -305,11 +327,14 @@ impl Timeline {
     }
 
     /// Swaps runs in the manifest, then in the layer map, then removes the old files.
-    fn publish_merge(&self, merged: &[Run], run: Run, desc: RunDesc) -> Result<()> {
+    fn publish_merge(&self, merged: &[Run], run: Run, moves: &Moves) -> Result<()> {
         let numbers: Vec<u64> = merged.iter().map(Run::number).collect();
-        let names = |run: &Run| -> Vec<String> {
-            run.layers.iter().map(|layer| layer.desc.file_name()).collect()
+        let desc = RunDesc {
+            layers: run.layers.iter().map(|layer| layer.desc.clone()).collect(),
+            kept: run.kept,
         };
+        let written = moves.others_of(&run.layers).map(|layer| layer.desc.file_name());
+        let written: Vec<String> = written.collect();
         // Of a run of which nothing was left there is nothing to name.
         let is_empty = run.layers.is_empty();
         {
@@ -318,13 +343,13 @@ impl Timeline {
             let saved = self.check_may_merge().and_then(|()| {
                 self.change_manifest(&mut manifest, |next| swap_runs(next, &numbers, desc))
             });
-            self.remove_unless_published(&saved, names(&run).into_iter());
+            self.remove_unless_published(&saved, written.into_iter());
             saved?;
             let run = (!is_empty).then_some(run);
             self.change_layers(|layers| layers.with_merged(&numbers, run));
             self.note_saved(&manifest);
         }
-        self.retire_layers(merged);
+        self.retire_layers(moves.others_of(merged.iter().flat_map(|run| &run.layers)));
         Ok(())
     }
 }

@@ -178,6 +178,13 @@ impl OpenLayer {
         found.map(|(key, _)| *key)
     }
 
+    /// Calls `visit` with each key, in order, and the bytes of its values.
+    pub fn visit_sizes(&self, mut visit: impl FnMut(Key, usize)) {
+        for (key, history) in self.values.read().iter() {
+            visit(*key, history.values.iter().map(|value| value.bytes.len()).sum());
+        }
+    }
+
     /// The first key above `after` (the first of all for `None`) with its values in order. For the flush of a frozen layer.
     pub fn next_history(&self, after: Option<Key>) -> Option<(Key, Vec<Stored>)> {
         let map = self.values.read();

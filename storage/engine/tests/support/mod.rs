@@ -33,6 +33,7 @@ pub fn tiny_options() -> EngineOptions {
     EngineOptions {
         open_layer_bytes_max: 48 << 10,
         frozen_layers_max: 1,
+        stretch_bytes_min: 24 << 10,
         page_cache_bytes: 256 << 10,
         block_cache_bytes: 256 << 10,
         chain_max: 4,
@@ -42,6 +43,7 @@ pub fn tiny_options() -> EngineOptions {
         runs_max: 4,
         runs_hard_max: 6,
         layer_bytes_max: 2 << 10,
+        moved_bytes_min: 1,
         merge_bytes_max: 64 << 10,
         pitr_window: Duration::ZERO,
         pitr_bytes: 0,
@@ -233,6 +235,25 @@ impl<F: FileSystem + Clone> World<F> {
 
     pub fn timeline(&self, index: usize) -> Arc<Timeline> {
         self.tenant().timeline(self.timelines[index].id).expect("the timeline exists")
+    }
+
+    /// The timeline's layer files, with their sizes.
+    pub fn layer_files(&self, index: usize) -> BTreeMap<String, u64> {
+        let id = self.timelines[index].id;
+        let directory = Path::new("/engine").join(TENANT.to_string()).join(id.to_string());
+        let names = self.fs.list(&directory).unwrap_or_default();
+        let layers = names.into_iter().filter(|name| name.ends_with(".layer"));
+        let len = |name: &String| self.fs.file_len(&directory.join(name)).expect("it is there");
+        layers.map(|name| (name.clone(), len(&name))).collect()
+    }
+
+    /// Writes one part of a relation that is written in order: six blocks, as much as a flush gives a file of its own, and what
+    /// every flush holds besides.
+    pub fn write_part(&mut self, index: usize, rel: RelTag, part: u32) -> Result<()> {
+        let image = |n: u32| vec![Act::Image(rel, 6 * part + n, ((6 * part + n) % 255) as u8 + 1)];
+        let mut records: Vec<Vec<Act>> = (0..6).map(image).collect();
+        records.push(vec![Act::SlruDelta(0, part % 9, part), Act::Put(part % 8, part as u8)]);
+        self.write(index, &records)
     }
 
     /// Writes acts as one batch; each inner list shares one LSN.
@@ -503,8 +524,9 @@ fn check_relations(timeline: &Timeline, state: &State, lsn: Lsn) {
 }
 
 fn check_pages(timeline: &Timeline, state: &State, lsn: Lsn) {
+    let blocks = |rel| state.rels.get(&rel).map_or(0, |(blocks, _)| *blocks).max(BLOCKS);
     let mut keys: Vec<Key> = all_rels()
-        .flat_map(|rel| (0..=BLOCKS).rev().map(move |block| Key::rel_block(rel, block)))
+        .flat_map(|rel| (0..=blocks(rel)).rev().map(move |block| Key::rel_block(rel, block)))
         .collect();
     keys.extend((0..=SLRU_PAGES).map(slru));
     let pages = timeline.get_pages(&keys, lsn);

@@ -170,6 +170,13 @@ impl WalDecoder {
         }
     }
 
+    /// Forgets the bytes fed, if all are consumed: who shared them may use their memory again.
+    pub fn let_go(&mut self) {
+        if self.rest().is_empty() && self.pieces.is_empty() {
+            (self.input, self.used) = (Bytes::new(), 0);
+        }
+    }
+
     /// End of the last record handed out; at first the start.
     pub fn position(&self) -> Lsn {
         self.position
