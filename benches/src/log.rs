@@ -40,7 +40,7 @@ impl LogBytes {
     /// What comes next, up to the end of a file at most; empty where no file goes on.
     pub fn read(&mut self) -> anyhow::Result<Bytes> {
         if let Some(file) = &mut self.file {
-            let bytes = some_of(file)?;
+            let bytes = some_of(file, self.at)?;
             if !bytes.is_empty() {
                 self.at = self.at + bytes.len() as u64;
                 return Ok(bytes);
@@ -49,17 +49,19 @@ impl LogBytes {
         let path = self.dir.join(self.at.segment_file_name(1));
         let Ok(mut file) = File::open(path) else { return Ok(Bytes::new()) };
         file.seek(SeekFrom::Start(self.at.segment_offset()))?;
-        let bytes = some_of(&mut file)?;
+        let bytes = some_of(&mut file, self.at)?;
         self.at = self.at + bytes.len() as u64;
         self.file = Some(file);
         Ok(bytes)
     }
 }
 
-/// A new buffer each time: what is handed out may be held.
-fn some_of(file: &mut File) -> io::Result<Bytes> {
-    let mut bytes = Vec::with_capacity(READ_AT_ONCE);
-    file.take(READ_AT_ONCE as u64).read_to_end(&mut bytes)?;
+/// What follows `at` in the file, up to a whole number of reads from the file's beginning: pages of the log are then read
+/// whole, and nothing of one piece is left when the next comes. A new buffer each time: what is handed out may be held.
+fn some_of(file: &mut File, at: Lsn) -> io::Result<Bytes> {
+    let size = READ_AT_ONCE - at.segment_offset() as usize % READ_AT_ONCE;
+    let mut bytes = Vec::with_capacity(size);
+    file.take(size as u64).read_to_end(&mut bytes)?;
     Ok(Bytes::from(bytes))
 }
 

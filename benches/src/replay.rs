@@ -6,13 +6,10 @@
 //!
 //! Made for benches: relations and SLRUs only. Databases that the WAL copies, creates or drops are refused.
 
+mod sheaf;
+
 use std::{
-    collections::HashMap,
-    fs::File,
-    hash::{BuildHasherDefault, Hash, Hasher},
     io,
-    num::NonZeroU32,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -21,114 +18,25 @@ use anyhow::{Context, bail};
 use memmap2::{Advice, MmapMut};
 use treering_pgfmt::{
     change::PageChange,
-    redo::{self, slru::PAGES_PER_SEGMENT},
-    relpath::{SEGMENT_BLOCKS, path_of},
+    redo,
     version::PgMajor,
     wal::{
-        effects::{Effect, effects},
+        effects::{Effect, Effects, effects_into},
         record::Record,
         state::ClusterState,
     },
 };
-use treering_types::{Fork, Key, Lsn, PAGE_SIZE, RelTag, SlruKind};
+use treering_types::{Fork, Lsn, PAGE_SIZE};
 
 use crate::{
     cpu, glance,
     log::{Log, Piece, control_file},
 };
+pub use sheaf::Area;
+use sheaf::{Files, Sheaves};
 
 /// Where the checksum is, which redo leaves stale.
 const CHECKSUM: std::ops::Range<usize> = 8..10;
-
-/// A sequence of pages in files: a relation fork or an SLRU.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Area {
-    Relation(RelTag),
-    Slru(SlruKind),
-}
-
-impl Area {
-    fn key(self, page: u32) -> Key {
-        match self {
-            Area::Relation(rel) => Key::rel_block(rel, page),
-            Area::Slru(kind) => Key::slru(kind, page),
-        }
-    }
-
-    fn pages_per_file(self) -> u32 {
-        match self {
-            Area::Relation(_) => SEGMENT_BLOCKS,
-            Area::Slru(_) => PAGES_PER_SEGMENT,
-        }
-    }
-
-    /// The file that holds `page`, below the data directory.
-    fn path(self, major: PgMajor, page: u32) -> PathBuf {
-        let number = page / self.pages_per_file();
-        match self {
-            Area::Relation(rel) => PathBuf::from(path_of(major, rel, number)),
-            Area::Slru(kind) => Path::new(kind.directory()).join(format!("{number:04X}")),
-        }
-    }
-}
-
-impl Hash for Area {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
-        match self {
-            Area::Relation(rel) => {
-                state.write_u64(pair(rel.database, rel.relation));
-                state.write_u64(pair(rel.tablespace, rel.fork as u32));
-            }
-            Area::Slru(kind) => kind.hash(state),
-        }
-    }
-}
-
-/// A hash for keys that nobody chooses to harm us.
-#[derive(Default)]
-struct Mixer(u64);
-
-impl Hasher for Mixer {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
-    }
-
-    fn write_isize(&mut self, number: isize) {
-        self.write_u64(number as u64);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-/// The files of one area, each opened once.
-struct Files {
-    area: Area,
-    open: HashMap<u32, Option<File>>,
-}
-
-impl Files {
-    fn of(area: Area) -> Files {
-        Files { area, open: HashMap::new() }
-    }
-
-    /// Reads a page; false where the files have none.
-    fn read(&mut self, data: &Path, major: PgMajor, page: u32, into: &mut [u8; PAGE_SIZE]) -> bool {
-        let per_file = self.area.pages_per_file();
-        let file = self
-            .open
-            .entry(page / per_file)
-            .or_insert_with(|| File::open(data.join(self.area.path(major, page))).ok());
-        let offset = u64::from(page % per_file) * PAGE_SIZE as u64;
-        file.as_ref().is_some_and(|file| file.read_exact_at(into, offset).is_ok())
-    }
-}
 
 /// Frames allocated at once: 32 MiB, of which the kernel gives only what is touched.
 const FRAMES_AT_ONCE: usize = 4096;
@@ -177,43 +85,6 @@ impl Arena {
     }
 }
 
-/// The pages of one area that changes touched, and where to find the others.
-struct Sheaf {
-    files: Files,
-    /// Pages from here on are not taken from the files: they were cut off.
-    cut_at: u32,
-    /// The frame of each page, as far as pages are held.
-    frames: Vec<Option<NonZeroU32>>,
-}
-
-impl Sheaf {
-    fn of(area: Area) -> Sheaf {
-        Sheaf { files: Files::of(area), cut_at: u32::MAX, frames: Vec::new() }
-    }
-
-    fn cut(&mut self, pages: u32) {
-        self.frames.truncate(pages as usize);
-        self.cut_at = self.cut_at.min(pages);
-    }
-
-    fn frame(&self, page: u32) -> Option<u32> {
-        self.frames.get(page as usize).copied().flatten().map(|number| number.get() - 1)
-    }
-
-    fn hold(&mut self, page: u32, frame: u32) {
-        let page = page as usize;
-        if self.frames.len() <= page {
-            self.frames.resize(page + 1, None);
-        }
-        self.frames[page] = NonZeroU32::new(frame + 1);
-    }
-
-    /// The pages held, with their frames.
-    fn held(&self) -> impl Iterator<Item = (u32, u32)> {
-        (0..).zip(&self.frames).filter_map(|(page, frame)| Some((page, (*frame)?.get() - 1)))
-    }
-}
-
 /// A replay and what it took.
 pub struct Replayed {
     pub pages: Pages,
@@ -244,7 +115,9 @@ pub fn replay(data: &Path, wal_dir: &Path) -> anyhow::Result<Replayed> {
         }
         Piece::Record(raw) => {
             records += 1;
-            pages.apply(&Record::decode(major, raw)?)
+            let mut record = Record::of(raw);
+            record.take_apart(major)?;
+            pages.apply(&record)
         }
     })?;
     Ok(Replayed {
@@ -263,8 +136,10 @@ pub struct Pages {
     major: PgMajor,
     data: PathBuf,
     state: ClusterState,
-    sheaves: HashMap<Area, Sheaf, BuildHasherDefault<Mixer>>,
+    sheaves: Sheaves,
     arena: Arena,
+    /// Frames of pages that the records ahead change.
+    upcoming: Vec<u32>,
     /// Pages read from the copy.
     pub read: u64,
 }
@@ -276,8 +151,9 @@ impl Pages {
             major,
             data: data.to_owned(),
             state,
-            sheaves: HashMap::default(),
+            sheaves: Sheaves::default(),
             arena: Arena::default(),
+            upcoming: Vec::new(),
             read: 0,
         }
     }
@@ -287,25 +163,33 @@ impl Pages {
     /// # Errors
     /// The record or a page contradicts itself, or the record does what replay in memory has no place for.
     pub fn apply(&mut self, record: &Record<'_>) -> anyhow::Result<()> {
-        for effect in &effects(&mut self.state, record, self.major)? {
+        let mut effects = Effects::new();
+        effects_into(&mut effects, &mut self.state, record, self.major)?;
+        for effect in &effects {
             self.apply_effect(effect, record.end)?;
         }
         Ok(())
     }
 
-    /// Loads the heads of the pages that the records in `log` will change, one soon after the other: waiting for memory
-    /// once for many of them, not once for each when its turn comes.
-    fn touch(&self, log: &[u8]) {
+    /// Loads what the records in `log` will need of memory, one soon after the other: waiting once for many pages, not once
+    /// for each when its turn comes. First where the pages are, then the heads of those that are not replaced.
+    fn touch(&mut self, log: &[u8]) {
         let (mut area, mut sheaf) = (None, None);
-        let mut heads = 0;
-        for (rel, block) in glance::changed_blocks(log) {
-            if area != Some(rel) {
-                (area, sheaf) = (Some(rel), self.sheaves.get(&Area::Relation(rel)));
+        let mut sum = 0;
+        self.upcoming.clear();
+        for seen in glance::blocks_of(log) {
+            if area != Some(seen.rel) {
+                (area, sheaf) = (Some(seen.rel), self.sheaves.get(Area::Relation(seen.rel)));
             }
-            let frame = sheaf.and_then(|sheaf| sheaf.frame(block));
-            heads ^= frame.map_or(0, |frame| self.arena.frame(frame)[0]);
+            match sheaf.and_then(|sheaf| sheaf.frame(seen.block)) {
+                Some(frame) if !seen.image => self.upcoming.push(frame),
+                frame => sum ^= frame.unwrap_or(0),
+            }
         }
-        std::hint::black_box(heads);
+        for frame in &self.upcoming {
+            sum ^= u32::from(self.arena.frame(*frame)[0]);
+        }
+        std::hint::black_box(sum);
     }
 
     fn apply_effect(&mut self, effect: &Effect<'_>, lsn: Lsn) -> anyhow::Result<()> {
@@ -321,10 +205,12 @@ impl Pages {
             Effect::Slru { kind, page, change } => {
                 self.change(Area::Slru(*kind), *page, change, lsn)?;
             }
-            Effect::RelTruncate { rel, blocks } => self.sheaf(Area::Relation(*rel)).cut(*blocks),
+            Effect::RelTruncate { rel, blocks } => {
+                self.sheaves.of(Area::Relation(*rel)).cut(*blocks)
+            }
             Effect::RelDrop(rel) => {
                 let forks = Fork::ALL.map(|fork| Area::Relation(rel.with_fork(fork)));
-                forks.into_iter().for_each(|fork| self.sheaf(fork).cut(0));
+                forks.into_iter().for_each(|fork| self.sheaves.of(fork).cut(0));
             }
             Effect::DatabaseCopy { .. } | Effect::DatabaseCreate(_) | Effect::DatabaseDrop(_) => {
                 bail!("{effect:?} at {lsn} is not for replay in memory");
@@ -343,13 +229,9 @@ impl Pages {
         Ok(())
     }
 
-    fn sheaf(&mut self, area: Area) -> &mut Sheaf {
-        self.sheaves.entry(area).or_insert_with(|| Sheaf::of(area))
-    }
-
     /// The page's frame: filled from the copy if need be, `None` where there is no such page.
     fn load(&mut self, area: Area, page: u32) -> anyhow::Result<Option<u32>> {
-        let sheaf = self.sheaves.entry(area).or_insert_with(|| Sheaf::of(area));
+        let sheaf = self.sheaves.of(area);
         if let Some(frame) = sheaf.frame(page) {
             return Ok(Some(frame));
         }
@@ -370,7 +252,7 @@ impl Pages {
     /// A frame of zeros for a page that has none yet.
     fn new_page(&mut self, area: Area, page: u32) -> anyhow::Result<u32> {
         let frame = self.arena.new_frame()?;
-        self.sheaf(area).hold(page, frame);
+        self.sheaves.of(area).hold(page, frame);
         Ok(frame)
     }
 
@@ -381,7 +263,7 @@ impl Pages {
         change: &PageChange<'_>,
         lsn: Lsn,
     ) -> anyhow::Result<()> {
-        let held = self.sheaf(area).frame(page);
+        let held = self.sheaves.of(area).frame(page);
         let frame = match held {
             Some(frame) => frame,
             None if change.is_base() => self.new_page(area, page)?,
@@ -396,7 +278,7 @@ impl Pages {
 
     /// How many pages are held.
     pub fn held(&self) -> usize {
-        self.sheaves.values().map(|sheaf| sheaf.held().count()).sum()
+        self.sheaves.iter().map(|(_, sheaf)| sheaf.held().count()).sum()
     }
 
     /// The pages that are not as in the files below `data`, with the first byte that differs. Checksums are not
@@ -406,7 +288,7 @@ impl Pages {
     /// A page that the files do not have.
     pub fn differences(&self, data: &Path) -> anyhow::Result<Vec<(Area, u32, usize)>> {
         let mut found = Vec::new();
-        for (area, sheaf) in &self.sheaves {
+        for (area, sheaf) in self.sheaves.iter() {
             let (mut files, mut theirs) = (Files::of(*area), [0; PAGE_SIZE]);
             let checksum = match area {
                 Area::Relation(rel) if rel.fork == Fork::Fsm => continue,

@@ -17,7 +17,7 @@ use treering_pgfmt::{
     change::PageChange,
     version::PgMajor,
     wal::{
-        effects::{self, DatabaseDir, Effect, EffectError},
+        effects::{self, DatabaseDir, Effect, EffectError, Effects},
         error::WalError,
         reader::WalDecoder,
         record::{RawRecord, Record},
@@ -188,8 +188,10 @@ impl Applier {
 
 impl Intake {
     fn record(&mut self, raw: &RawRecord<'_>) -> Result<(), ApplyError> {
-        let record = Record::decode(self.major, raw)?;
-        let effects = effects::effects(&mut self.state, &record, self.major)?;
+        let mut record = Record::of(raw);
+        record.take_apart(self.major)?;
+        let mut effects = Effects::new();
+        effects::effects_into(&mut effects, &mut self.state, &record, self.major)?;
         let looks_at_database = |effect: &Effect<'_>| {
             matches!(effect, Effect::DatabaseCopy { .. } | Effect::DatabaseDrop(_))
         };

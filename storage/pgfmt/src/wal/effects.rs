@@ -211,15 +211,30 @@ pub fn effects<'a>(
     record: &'a Record<'_>,
     major: PgMajor,
 ) -> Result<Effects<'a>, EffectError> {
-    let before = Before::of(state, record.rmid);
     let mut out = Effects::new();
-    match take_apart(state, record, major, &mut out) {
+    effects_into(&mut out, state, record, major)?;
+    Ok(out)
+}
+
+/// As [`effects`], into `out`, which is empty: so that they need not be moved once more.
+///
+/// # Errors
+/// [`EffectError`]; the state is then unchanged and `out` empty.
+pub fn effects_into<'a>(
+    out: &mut Effects<'a>,
+    state: &mut ClusterState,
+    record: &'a Record<'_>,
+    major: PgMajor,
+) -> Result<(), EffectError> {
+    let before = Before::of(state, record.rmid);
+    match take_apart(state, record, major, out) {
         Ok(()) => {
-            before.control_effects(state, &mut out);
-            Ok(out)
+            before.control_effects(state, out);
+            Ok(())
         }
         Err((offset, fault)) => {
             before.restore(state);
+            out.clear();
             let (start, rmid, info) = (record.start, record.rmid, record.info);
             Err(EffectError { start, rmid, rmgr: rmgr_name(rmid), info, offset, fault })
         }
@@ -258,6 +273,12 @@ impl Before {
 
     /// One effect for each field of the control state that differs, in the order of [`STATE_FIELDS`].
     fn control_effects(&self, after: &ClusterState, out: &mut Effects<'_>) {
+        // As after most records.
+        if let Before::Xids { next, newest_commit_ts } = self
+            && (*next, *newest_commit_ts) == (after.next_xid, after.newest_commit_ts_xid)
+        {
+            return;
+        }
         let fields = STATE_FIELDS.into_iter().filter(|field| match (self, field) {
             (Before::Xids { next, .. }, ControlField::NextXid) => *next != after.next_xid,
             (Before::Xids { newest_commit_ts, .. }, ControlField::CommitTs) => {

@@ -172,7 +172,15 @@ impl<'a> Record<'a> {
     /// # Errors
     /// [`WalError::Malformed`] when the parts contradict each other or the length.
     pub fn decode(major: PgMajor, raw: &'a RawRecord<'_>) -> Result<Record<'a>, WalError> {
-        let mut record = Record {
+        let mut record = Record::of(raw);
+        record.take_apart(major)?;
+        Ok(record)
+    }
+
+    /// A record of which only its place is known, for [`Record::take_apart`].
+    #[inline]
+    pub fn of(raw: &'a RawRecord<'_>) -> Record<'a> {
+        Record {
             start: raw.start,
             end: raw.end,
             prev: Lsn::INVALID,
@@ -184,16 +192,21 @@ impl<'a> Record<'a> {
             main: &[],
             blocks: Blocks::new(),
             raw: &raw.bytes,
-        };
-        let mut rest = Fields { bytes: &raw.bytes, front: raw.bytes.front(), at: 0 };
-        // Where `rest` stands after an error is where the fault is.
-        match record.read(&mut rest, &major.layout().image_flags) {
-            Ok(()) => Ok(record),
-            Err(what) => {
-                let (at, rmid) = (raw.start, record.rmid);
-                Err(WalError::Malformed { at, rmid, offset: rest.at, what })
-            }
         }
+    }
+
+    /// Fills a new [`Record::of`], where it is. A record is a few hundred bytes, some just written one by one: to move it is
+    /// to wait until they are in the cache, behind whatever was written to memory before.
+    ///
+    /// # Errors
+    /// As [`Record::decode`]. The record is then of no use.
+    pub fn take_apart(&mut self, major: PgMajor) -> Result<(), WalError> {
+        let mut rest = Fields { bytes: self.raw, front: self.raw.front(), at: 0 };
+        // Where `rest` stands after an error is where the fault is.
+        self.read(&mut rest, &major.layout().image_flags).map_err(|what| {
+            let (at, rmid) = (self.start, self.rmid);
+            WalError::Malformed { at, rmid, offset: rest.at, what }
+        })
     }
 
     /// Reads all of `rest`, the record's bytes.
@@ -271,6 +284,7 @@ struct Sizes {
     data: u16,
 }
 
+#[inline(always)]
 fn read_block<'a>(
     rest: &mut Fields<'a>,
     id: u8,
@@ -302,6 +316,7 @@ fn read_block<'a>(
     Ok((block, Sizes { image: image_len, data: data_len }))
 }
 
+#[inline]
 fn read_image<'a>(
     rest: &mut Fields<'a>,
     flags: &ImageFlags,

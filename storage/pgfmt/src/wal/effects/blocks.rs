@@ -6,7 +6,7 @@ use treering_types::{Lsn, RelTag};
 
 use super::{Effect, EffectFault, Effects, Located};
 use crate::{
-    change::{PageChange, PartBlock, RecordPart},
+    change::{PageChange, PartBlock, PartBlocks, RecordPart},
     redo::{self, rmgr, xlog},
     version::PgMajor,
     wal::{
@@ -31,11 +31,11 @@ pub(super) fn page_effects<'a>(
     out: &mut Effects<'a>,
 ) -> Result<(), Located> {
     for block in &record.blocks {
-        let image = block.image.as_ref().map_or(block.data, |image| image.bytes.front());
-        let change = change_of(state, record, block);
-        if let Some(change) = change.map_err(|fault| (record.offset_of(image), fault))? {
-            out.push(Effect::Page { rel: block.rel, block: block.block, change });
-        }
+        let pushed = push_change(state, record, block, out);
+        pushed.map_err(|fault| {
+            let image = block.image.as_ref().map_or(block.data, |image| image.bytes.front());
+            (record.offset_of(image), fault)
+        })?;
     }
     Ok(())
 }
@@ -55,31 +55,36 @@ pub(super) fn foreign<'a>(record: &'a Record<'_>, out: &mut Effects<'a>) -> Opti
     Some(())
 }
 
+/// Each change is made where it is pushed: most are records, and long enough that moving them through a chain of results
+/// would be a good part of the work.
 #[inline]
-fn change_of<'a>(
+fn push_change<'a>(
     state: &ClusterState,
     record: &'a Record<'_>,
     block: &'a Block<'_>,
-) -> Result<Option<PageChange<'a>>, EffectFault> {
+    out: &mut Effects<'a>,
+) -> Result<(), EffectFault> {
+    let (rel, number) = (block.rel, block.block);
     if let Some(image) = applied_image(block) {
         let image = image.restore_at(record.end)?;
-        return Ok(Some(match changes_after_image(record, block.id) {
+        let change = match changes_after_image(record, block.id) {
             true => PageChange::ImageThenRecord(Box::new((image, cut(state, record, block)))),
             false => PageChange::Image(image),
-        }));
-    }
-    if record.rmid == rmgr::XLOG {
+        };
+        out.push(Effect::Page { rel, block: number, change });
+    } else if record.rmid == rmgr::XLOG {
         // full_page_writes was off: a hint without its image is lost, as on any standby (`xlog_redo`).
         let is_hint = record.info & 0xf0 == xlog::FPI_FOR_HINT;
-        return if is_hint { Ok(None) } else { Err(EffectFault::NoImage) };
+        return if is_hint { Ok(()) } else { Err(EffectFault::NoImage) };
+    } else if only_registered(record, block.id) {
+        // Nothing happens to it.
+    } else if redo::is_native(record.rmid) {
+        let change = PageChange::Record(cut(state, record, block));
+        out.push(Effect::Page { rel, block: number, change });
+    } else {
+        out.push(Effect::Page { rel, block: number, change: unhandled(record) });
     }
-    if only_registered(record, block.id) {
-        return Ok(None);
-    }
-    Ok(Some(match redo::is_native(record.rmid) {
-        true => PageChange::Record(cut(state, record, block)),
-        false => unhandled(record),
-    }))
+    Ok(())
 }
 
 /// Calls `apply` with what a record that an earlier version kept whole, having no redo for it, does to one of its
@@ -95,8 +100,12 @@ pub(crate) fn apply_kept<T>(
     let raw = RawRecord { start: end, end, bytes: raw.into() };
     let record = Record::decode(major, &raw).ok().filter(|record| redo::is_native(record.rmid))?;
     let block = record.blocks.iter().find(|block| (block.rel, block.block) == (rel, number))?;
-    let change = change_of(&ClusterState::default(), &record, block).ok()??;
-    Some(apply(&change))
+    let mut out = Effects::new();
+    push_change(&ClusterState::default(), &record, block, &mut out).ok()?;
+    match out.first()? {
+        Effect::Page { change, .. } => Some(apply(change)),
+        _ => None,
+    }
 }
 
 /// The image that redo restores; one without APPLY only serves `wal_consistency_checking`.
@@ -130,13 +139,13 @@ fn unhandled<'a>(record: &'a Record<'_>) -> PageChange<'a> {
 }
 
 /// The part of the record that redo of one block needs.
-#[inline]
+#[inline(always)]
 fn cut<'a>(state: &ClusterState, record: &'a Record<'_>, block: &'a Block<'_>) -> RecordPart<'a> {
-    let blocks = record.blocks.iter().map(|other| PartBlock {
-        id: other.id,
-        block: other.block,
-        has_data: other.image.is_some() || !other.data.is_empty(),
-    });
+    let mut blocks = PartBlocks::new();
+    for other in &record.blocks {
+        let has_data = other.image.is_some() || !other.data.is_empty();
+        blocks.push(PartBlock { id: other.id, block: other.block, has_data });
+    }
     RecordPart {
         rmid: record.rmid,
         info: record.info,
@@ -144,7 +153,7 @@ fn cut<'a>(state: &ClusterState, record: &'a Record<'_>, block: &'a Block<'_>) -
         block_id: block.id,
         will_init: block.will_init,
         hints_logged: state.parameters.hints_logged(),
-        blocks: blocks.collect(),
+        blocks,
         data: Cow::Borrowed(block.data),
         main: redo::main_for(record, block.id),
     }
