@@ -1,7 +1,7 @@
 //! A timeline's WAL as ordinary 16 MiB segment files.
 //!
 //! Files are named as Postgres names them and have their full length from the beginning: sparse where a log begins, so that
-//! room is taken as it is written, and with all their room where a log has filled a segment already ([`Spares`]).
+//! room is taken as it is written, and with all their room where a log grows ([`Spares`]).
 //! In front of the timeline's start nothing is stored; readers get what [`SegmentHead`] makes up. What this module promises:
 //! - after [`WalStore::sync`] everything written so far, and the names of the files, survive a crash;
 //! - after [`WalStore::truncate`] there is nothing but zeros behind the cut, and that is synced;
@@ -112,6 +112,7 @@ pub struct WalStore {
     unsynced: Vec<(PathBuf, Arc<dyn File>)>,
     /// A file was created, or got its name, since the last sync.
     has_new_names: bool,
+    /// The next segment's file is wanted, and nobody has been asked for it.
     wants_spare: bool,
 }
 
