@@ -2,12 +2,13 @@
 
 use std::{
     fs::{File, read},
-    io::{self, Read, Seek, SeekFrom},
+    io,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
+use rustix::buffer::spare_capacity;
 use treering_pgfmt::{
     control::ControlFile,
     version::PgMajor,
@@ -39,29 +40,33 @@ impl LogBytes {
 
     /// What comes next, up to the end of a file at most; empty where no file goes on.
     pub fn read(&mut self) -> anyhow::Result<Bytes> {
-        if let Some(file) = &mut self.file {
-            let bytes = some_of(file, self.at)?;
-            if !bytes.is_empty() {
-                self.at = self.at + bytes.len() as u64;
-                return Ok(bytes);
-            }
+        if self.at.segment_offset() == 0 {
+            self.file = None;
         }
-        let path = self.dir.join(self.at.segment_file_name(1));
-        let Ok(mut file) = File::open(path) else { return Ok(Bytes::new()) };
-        file.seek(SeekFrom::Start(self.at.segment_offset()))?;
-        let bytes = some_of(&mut file, self.at)?;
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => match File::open(self.dir.join(self.at.segment_file_name(1))) {
+                Ok(file) => self.file.insert(file),
+                Err(_) => return Ok(Bytes::new()),
+            },
+        };
+        let bytes = some_of(file, self.at)?;
         self.at = self.at + bytes.len() as u64;
-        self.file = Some(file);
         Ok(bytes)
     }
 }
 
 /// What follows `at` in the file, up to a whole number of reads from the file's beginning: pages of the log are then read
 /// whole, and nothing of one piece is left when the next comes. A new buffer each time: what is handed out may be held.
-fn some_of(file: &mut File, at: Lsn) -> io::Result<Bytes> {
+fn some_of(file: &File, at: Lsn) -> io::Result<Bytes> {
     let size = READ_AT_ONCE - at.segment_offset() as usize % READ_AT_ONCE;
     let mut bytes = Vec::with_capacity(size);
-    file.take(size as u64).read_to_end(&mut bytes)?;
+    while bytes.len() < size {
+        let offset = at.segment_offset() + bytes.len() as u64;
+        if rustix::io::pread(file, spare_capacity(&mut bytes), offset)? == 0 {
+            break;
+        }
+    }
     Ok(Bytes::from(bytes))
 }
 

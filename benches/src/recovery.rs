@@ -1,6 +1,12 @@
 //! A cold copy, the WAL after it, and stock Postgres's own recovery of both.
 
-use std::{io, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, ensure};
 use memmap2::{Advice, MmapMut};
@@ -37,14 +43,31 @@ pub struct Recovered {
 /// More than either side of a comparison touches.
 const WARM_BYTES: usize = 3 << 30;
 
-/// The machine as each side of a comparison must find it: nothing left to be written to disk, and memory there. In a
-/// virtual machine that gives free memory back, the first touch of a page after that is the host's work, and dear.
+/// The machine as each side of a comparison must find it: nothing left to be written to disk, memory there, and what it
+/// will read, below `inputs`, in it. In a virtual machine that gives memory back, the first touch of a page after that is
+/// the host's work, and dear: of free memory, and of what the kernel keeps of files that nobody read for a while.
 ///
 /// # Errors
-/// Whatever the kernel says to a mapping of 3 GiB.
-pub fn settle() -> io::Result<()> {
+/// Whatever the kernel says to a mapping of 3 GiB, or to reading.
+pub fn settle(inputs: &[PathBuf]) -> io::Result<()> {
     rustix::fs::sync();
-    MmapMut::map_anon(WARM_BYTES)?.advise(Advice::PopulateWrite)
+    MmapMut::map_anon(WARM_BYTES)?.advise(Advice::PopulateWrite)?;
+    inputs.iter().try_for_each(|input| read_all(input))
+}
+
+/// Reads every file below a directory.
+fn read_all(directory: &Path) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            read_all(&path)?;
+        } else {
+            let mut file = File::open(path)?;
+            while file.read(&mut buffer)? > 0 {}
+        }
+    }
+    Ok(())
 }
 
 /// A TPC-B cluster: as it was after loading, and the WAL that a load wrote since.
@@ -98,7 +121,7 @@ impl Course {
         let mut cluster = Cluster::copy_of(&self.postgres, &self.base.data(), "")?;
         let from = self.source.wal_dir().join(".");
         run(Command::new("cp").arg("-a").arg(from).arg(cluster.wal_dir()))?;
-        settle()?;
+        settle(&[cluster.data()])?;
         cluster.start()?;
         let recovered = parse(&cluster.log()).context("the server did not recover")?;
         cluster.stop("fast")?;

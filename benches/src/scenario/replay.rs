@@ -52,8 +52,9 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
 /// Both, and the proof that they did the same.
 fn one_round(course: &Course) -> anyhow::Result<(Recovered, Replayed)> {
     let (theirs, recovered) = course.recover()?;
-    settle()?;
-    let ours = replay(&course.base(), &course.wal_dir())?;
+    let (base, wal) = (course.base(), course.wal_dir());
+    settle(&[base.clone(), wal.clone()])?;
+    let ours = replay(&base, &wal)?;
     let (ends, theirs_ends) = (ours.last_record, theirs.last_record);
     ensure!(ends == theirs_ends, "replay ends with {ends}, recovery with {theirs_ends}");
     let differences = ours.pages.differences(&recovered.data())?;
