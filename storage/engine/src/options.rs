@@ -38,7 +38,7 @@ pub struct EngineOptions {
     pub moved_bytes_min: u64,
     /// Memory that one merge may take, with all its threads.
     pub merge_bytes_max: usize,
-    /// Threads that one merge may use: each takes a range of keys. More than one is not for every day yet (decision 11).
+    /// Threads that one merge may use: each takes a range of keys (decision 11).
     pub merge_threads: usize,
     /// A range that a thread takes holds at least about this many bytes of files. Smaller merges are one thread's, and the order of
     /// their file-system calls is always the same.
@@ -87,7 +87,7 @@ impl Default for EngineOptions {
             layer_bytes_max: 128 << 20,
             moved_bytes_min: 1 << 20,
             merge_bytes_max: 256 << 20,
-            merge_threads: 1,
+            merge_threads: 2,
             merge_part_bytes_min: 16 << 20,
             pitr_window: Duration::from_secs(7 * 24 * 3600),
             pitr_bytes: 64 << 20,
