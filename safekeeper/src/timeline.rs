@@ -3,6 +3,7 @@
 //! The queue is bounded; a proposer that sends faster than the disk writes waits in its own socket.
 
 mod driver;
+mod syncer;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 

@@ -38,6 +38,8 @@ pub enum Bug {
     StaleTail,
     /// The position flushed is that of the bytes, not of the last whole record.
     FlushInsideRecord,
+    /// What was written while a sync was under way is reported with what that covers.
+    FlushBehindSync,
     /// A Postgres that was left running goes on because its log is long enough, whoever wrote the quorum's.
     KeptByLsn,
     /// New members take over before they hold what the old ones do.
@@ -155,12 +157,13 @@ fn the_same_seed_gives_the_same_trace() {
 }
 
 /// Each planted error, and words of the checks that are meant to find it.
-const PLANTED: [(Bug, &[&str]); 7] = [
+const PLANTED: [(Bug, &[&str]); 8] = [
     (Bug::VoteBeforePersist, &["votes twice", "goes back", "two leaders"]),
     (Bug::CommitOfOldTerm, &["acknowledged log lost", "committed logs part", "misses some of"]),
     (Bug::CutTooFar, &["has less than", "parts before", "not synced"]),
     (Bug::StaleTail, &["parts before", "acknowledged log lost", "committed logs part"]),
     (Bug::FlushInsideRecord, &["flushed inside a record"]),
+    (Bug::FlushBehindSync, &["not synced"]),
     // What others hold of its log and what it wrote itself may also meet in the middle of a record.
     (Bug::KeptByLsn, &["committed logs part", "committed inside a record"]),
     // Not filled means not in the term of the old ones either.
