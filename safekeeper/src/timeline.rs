@@ -116,7 +116,7 @@ impl Timeline {
         self.status.borrow().clone()
     }
 
-    /// Changes of the watermarks.
+    /// The watermarks. Changes of the commit position are told, others are there when one looks.
     pub(crate) fn watch(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }

@@ -348,10 +348,11 @@ impl Driver {
             archived_lsn: self.archived,
             ..self.member.status()
         };
+        // Whoever waits waits for commits, and a wake for each sync as well would be one in two for nothing.
         self.publish.send_if_modified(|published| {
-            let is_new = *published != status;
+            let is_news = published.commit_lsn != status.commit_lsn;
             *published = status;
-            is_new
+            is_news
         });
     }
 
