@@ -3,7 +3,16 @@
 //! The disk may do what a sync is to do at its begin, at its end, or in between; so tests run the job early, covering just what was
 //! written before it began, and late, covering by chance what came after.
 
-use std::{cell::Cell, io, sync::mpsc, thread, time::Duration};
+use std::{
+    cell::Cell,
+    io,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
 
 use treering_consensus::{Append, Commit, Generation, VoteRequest};
 use treering_fs::{Call, CrashFs, FaultyFs};
@@ -83,7 +92,7 @@ fn just_what_was_written_before_a_sync_is_acknowledged_at_its_end() {
 
 /// Appends record by record over two segment boundaries, with a sync always under way; then another proposer takes the log
 /// over beside one. Returns what was acknowledged in each term. Stops where the disk does.
-fn live(fs: &Arc<dyn FileSystem>, is_early: bool) -> (Lsn, Option<Lsn>) {
+fn live(fs: &CrashFs, is_early: bool) -> (Lsn, Option<Lsn>) {
     let (acked, acked_new) = (Cell::new(START), Cell::new(None));
     // Whether the disk goes on.
     let note = |out: &[Outgoing]| {
@@ -98,19 +107,43 @@ fn live(fs: &Arc<dyn FileSystem>, is_early: bool) -> (Lsn, Option<Lsn>) {
     (acked.get(), acked_new.get())
 }
 
-fn life(
-    fs: &Arc<dyn FileSystem>,
-    is_early: bool,
-    note: impl Fn(&[Outgoing]) -> bool,
-) -> Option<()> {
+/// A sync on another thread that does its work as late as it can: when it is told to, or the power is gone.
+struct Late {
+    may_go: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Late {
+    fn begin(job: SyncJob, fs: &CrashFs) -> Late {
+        let may_go = Arc::<AtomicBool>::default();
+        let (fs, go) = (fs.clone(), may_go.clone());
+        let work = move || {
+            while !go.load(Ordering::Acquire) && !fs.has_crashed() {
+                thread::yield_now();
+            }
+            job.run();
+        };
+        Late { may_go, thread: Some(thread::spawn(work)) }
+    }
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        self.may_go.store(true, Ordering::Release);
+        let _ = self.thread.take().map(thread::JoinHandle::join);
+    }
+}
+
+fn life(crash_fs: &CrashFs, is_early: bool, note: impl Fn(&[Outgoing]) -> bool) -> Option<()> {
     let going = |goes_on: bool| goes_on.then_some(());
     let (old, new, fork) = two_logs();
-    let mut member = Member::create(fs.clone(), &directory(), NODE, identity(), START).ok()?;
+    let fs: Arc<dyn FileSystem> = Arc::new(crash_fs.clone());
+    let mut member = Member::create(fs, &directory(), NODE, identity(), START).ok()?;
     going(note(&member.process(vec![(P1, elected(&[(1, START)]))])))?;
-    let mut late: Option<SyncJob> = None;
+    let mut late: Option<Late> = None;
     for records in old.ends.windows(2) {
         going(note(&take(&mut member, &old, records[0], records[1])))?;
-        late.take().map(SyncJob::run);
+        drop(late.take());
         going(note(&end_sync(&mut member)))?;
         let commit_lsn = fork.min(member.status().flush_lsn);
         let commit = Commit { generation: Generation(0), term: Term(1), commit_lsn };
@@ -120,12 +153,12 @@ fn life(
         let persisted = member.persist_commit();
         match is_early {
             true => job.run(),
-            false => late = Some(job),
+            false => late = Some(Late::begin(job, crash_fs)),
         }
         persisted.ok()?;
     }
     // Whatever comes now but appends waits for the sync.
-    late.take().map(SyncJob::run);
+    drop(late);
     let messages =
         [vote(2), elected(&[(1, START), (2, fork)]), append(&new, 2, fork, new.end, fork)];
     messages.into_iter().try_for_each(|message| going(note(&member.process(vec![(P2, message)]))))
@@ -138,7 +171,7 @@ fn nothing_acknowledged_is_lost_by_a_crash_beside_a_sync() {
         for call in 1.. {
             let fs = CrashFs::new();
             fs.crash_at(call);
-            let (acked, acked_new) = live(&(Arc::new(fs.clone()) as Arc<dyn FileSystem>), is_early);
+            let (acked, acked_new) = live(&fs, is_early);
             for seed in [0, call, u64::MAX] {
                 let what = format!("crash at call {call}, seed {seed}, early: {is_early}");
                 let after: Arc<dyn FileSystem> = Arc::new(fs.crash(seed));
