@@ -61,13 +61,13 @@ fn just_what_was_written_before_a_sync_is_acknowledged_at_its_end() {
         assert!(member.begin_sync().is_none(), "one at a time");
         let mut late = Some(job);
         if is_early {
-            late.take().map(SyncJob::run);
+            late.take().into_iter().for_each(SyncJob::run);
         }
         // The rest, in two segments, one of them new.
         assert_eq!(take(&mut member, &log, half, log.end), []);
         assert_eq!(member.has_synced(), is_early);
         assert_eq!(member.status().flush_lsn, START);
-        late.map(SyncJob::run);
+        late.into_iter().for_each(SyncJob::run);
         let out = end_sync(&mut member);
         assert_eq!(flush_of(&out).unwrap().flush_lsn, first, "early: {is_early}");
         for seed in SEEDS {
