@@ -160,7 +160,7 @@ fn register_watermarks(registry: &mut Registry, timelines: &Timelines) {
 }
 
 /// Bytes of log in a message.
-pub(crate) fn append_bytes(message: &ProposerMessage) -> usize {
+fn append_bytes(message: &ProposerMessage) -> usize {
     match message {
         ProposerMessage::Append(append) => append.bytes.len(),
         ProposerMessage::Greeting(_)

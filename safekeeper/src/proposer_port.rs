@@ -22,7 +22,6 @@ use treering_consensus::{
 
 use crate::{
     error::StoreError,
-    metrics::append_bytes,
     timeline::{ANSWERS, ConnectionId, Request, Timeline},
     timelines::Timelines,
 };
@@ -122,10 +121,13 @@ async fn read_messages(
     request: impl Fn(ProposerMessage) -> Request,
 ) -> Result<(), PortError> {
     while let Some(message) = reader.next().await? {
-        let bytes = append_bytes(&message);
+        let append = match &message {
+            ProposerMessage::Append(append) => Some((append.lsn, append.bytes.len() as u64)),
+            _ => None,
+        };
         timeline.send(request(message)).await?;
-        if bytes > 0 {
-            let pause = timeline.pause_after(bytes as u64);
+        if let Some((lsn, bytes)) = append.filter(|(_, bytes)| *bytes > 0) {
+            let pause = timeline.pause_after(bytes, lsn + bytes);
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }

@@ -132,12 +132,12 @@ impl Timeline {
         &self.stop
     }
 
-    /// How long a proposer has to wait that has sent so much log.
-    pub(crate) fn pause_after(&self, bytes: u64) -> Duration {
+    /// How long a proposer has to wait that has sent so much log, up to `end`: that is received, and may be far from synced.
+    pub(crate) fn pause_after(&self, bytes: u64, end: Lsn) -> Duration {
         let status = self.status.borrow();
         match status.ingested_lsn.is_valid() {
             true => {
-                let lag = status.flush_lsn.0.saturating_sub(status.ingested_lsn.0);
+                let lag = status.flush_lsn.max(end).0.saturating_sub(status.ingested_lsn.0);
                 pace::pause_after(bytes, lag, self.lag_limit)
             }
             // Nobody has told how far the pageserver is.
