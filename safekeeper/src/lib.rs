@@ -27,6 +27,7 @@ pub mod segment_head;
 mod spares;
 pub mod timeline;
 pub mod timelines;
+mod unsynced;
 pub mod wal_store;
 mod walsender;
 

@@ -1,8 +1,11 @@
 //! One timeline's member of the quorum on disk: the pure acceptor, its control file and its WAL.
 //!
-//! Synchronous, one owner at a time. The order of things, as [`Member::process`] keeps it:
+//! One owner at a time. The order of things:
 //! - appends of one batch are written, then synced once, then acknowledged all together (group commit);
-//! - no other message is looked at while written bytes are unsynced, so that no vote speaks of less than the disk holds;
+//! - a sync may be under way on another thread while more is written ([`Member::begin_sync`]); at its end just what was written
+//!   before it began is acknowledged;
+//! - no other message is looked at while written bytes are unsynced, or a sync is under way, so that no vote speaks of less
+//!   than the disk holds, and nothing is cut or closed under a sync;
 //! - effects are carried out in order: the cut is synced before the history is persisted, the history before
 //!   the answer leaves.
 //!
@@ -16,6 +19,7 @@
 //! its own sync.
 
 mod log_end;
+mod sync;
 mod trouble;
 
 use std::{
@@ -30,9 +34,12 @@ use treering_consensus::{
 };
 use treering_fs::{FileSystem, create_dir_durably};
 use treering_pgfmt::wal::reader::WalDecoder;
-use treering_types::{Lsn, NodeId, Term, WAL_SEGMENT_SIZE};
+use treering_types::{Lsn, NodeId, Term, WAL_PAGE_SIZE, WAL_SEGMENT_SIZE};
 
-use self::log_end::{check_committed_log_is_there, decoder_at, end_of_log, is_zero_behind};
+use self::{
+    log_end::{check_committed_log_is_there, decoder_at, end_of_log, is_zero_behind},
+    sync::Begun,
+};
 use crate::{
     control_file::{Control, Identity},
     error::StoreError,
@@ -105,7 +112,10 @@ pub struct Member {
     store: WalStore,
     /// Follows the bytes written; its position is the last record end among them.
     decoder: WalDecoder,
-    has_unsynced: bool,
+    /// Bytes written since a sync was last begun.
+    unsynced_bytes: u64,
+    /// A sync that is under way on another thread.
+    begun: Option<Begun>,
     /// What the control file holds.
     persisted: Promises,
     trim_lsn: Lsn,
@@ -168,7 +178,8 @@ impl Member {
             acceptor: Acceptor::open(node, promises, flush_lsn),
             store,
             decoder,
-            has_unsynced: false,
+            unsynced_bytes: 0,
+            begun: None,
             trim_lsn,
             health: Health::Sound,
             refusing: None,
@@ -231,33 +242,37 @@ impl Member {
         }
     }
 
-    /// Handles messages in order, and answers them. Never fails: a failure becomes a refusal to the proposer
-    /// whose message met it.
+    /// Handles messages in order, syncs what was written, and answers. Never fails: a failure becomes a refusal to the
+    /// proposer whose message met it.
     pub fn process(&mut self, batch: Vec<(ProposerId, ProposerMessage)>) -> Vec<Outgoing> {
+        let mut out = self.take_in(batch);
+        self.sync(&mut out);
+        self.persist_commit_if_far();
+        out
+    }
+
+    /// As [`Member::process`], but what was written last stays unsynced, and unanswered.
+    pub(crate) fn take_in(&mut self, batch: Vec<(ProposerId, ProposerMessage)>) -> Vec<Outgoing> {
         let mut out = Vec::new();
-        let mut last = None;
         for (from, message) in batch {
-            last = Some(from);
             if let Err(error) = self.receive(from, message, &mut out) {
                 self.fail(from, &error, &mut out);
             }
         }
-        if let (Some(from), Err(error)) = (last, self.flush(&mut out)) {
-            self.fail(from, &error, &mut out);
-        }
-        if let Err(error) = self.persist_commit_if_far() {
-            tracing::warn!(%error, timeline = %self.identity.timeline, "commit position not persisted");
-        }
         out
     }
 
-    /// Does what who changes the configuration asks for; what the answer says is durable.
-    pub fn administer(&mut self, request: AdminRequest) -> Result<AdminResponse, StoreError> {
-        let mut out = Vec::new();
+    /// Does what who changes the configuration asks for; what the answer says is durable. What had to be synced before is
+    /// acknowledged in `out`.
+    pub fn administer(
+        &mut self,
+        request: AdminRequest,
+        out: &mut Vec<Outgoing>,
+    ) -> Result<AdminResponse, StoreError> {
         let done = self.make_usable().and_then(|()| {
             // As with every message but appends: nothing is said over unsynced bytes.
-            self.flush(&mut out)?;
-            self.step(Input::Administered(request), &mut out)
+            self.flush(out)?;
+            self.step(Input::Administered(request), out)
         });
         match done {
             Ok(Some(answer)) => Ok(answer),
@@ -304,6 +319,7 @@ impl Member {
         }
         match is_all {
             true => {
+                assert!(self.is_synced(), "what is committed is synced");
                 self.store.remove_all()?;
                 self.store.remove_spares()?;
             }
@@ -336,7 +352,7 @@ impl Member {
     pub(crate) fn give_back(&mut self) -> Result<(), StoreError> {
         // Asked for again and again while nothing is written: the directory need not be looked at each time.
         let has_none = self.store.ahead_bytes(self.acceptor.write_lsn()) == 0;
-        if has_none || self.health != Health::Sound || self.has_unsynced {
+        if has_none || self.health != Health::Sound || !self.is_synced() {
             self.charge();
             return Ok(());
         }
@@ -357,14 +373,13 @@ impl Member {
         out: &mut Vec<Outgoing>,
     ) -> Result<(), StoreError> {
         self.make_usable()?;
-        let mut is_append = false;
+        let before = self.unsynced_bytes;
         match &message {
             ProposerMessage::Append(append) if !append.bytes.is_empty() => {
                 if let Err(error) = self.take_room(append.bytes.len() as u64) {
                     self.refuse_for_room(from, &error, out);
                     return Ok(());
                 }
-                is_append = true;
             }
             // Commits what is synced, and the rest once it is.
             ProposerMessage::Commit(_) => {}
@@ -373,7 +388,7 @@ impl Member {
         self.step(Input::Received { from, message }, out)?;
         // An append may not have been taken, and what a proposer cuts off is room again.
         self.charge();
-        if is_append && self.has_unsynced && self.refusing.take().is_some() {
+        if self.unsynced_bytes > before && self.refusing.take().is_some() {
             tracing::info!(timeline = %self.identity.timeline, "there is room for the log again");
         }
         Ok(())
@@ -389,7 +404,7 @@ impl Member {
             match effect {
                 Effect::Truncate { to } => self.truncate(to)?,
                 Effect::Persist(promises) => self.persist(promises, self.trim_lsn)?,
-                Effect::Write { lsn, bytes } => self.write(lsn, &bytes)?,
+                Effect::Write { lsn, bytes } => self.write(lsn, bytes)?,
                 Effect::Send { to, message } => out.push(Outgoing { to, message }),
                 Effect::Answer(response) => answer = Some(response),
             }
@@ -397,20 +412,24 @@ impl Member {
         Ok(answer)
     }
 
-    fn write(&mut self, lsn: Lsn, bytes: &Bytes) -> Result<(), StoreError> {
-        self.decoder.feed(bytes);
-        while self.decoder.next_record().map_err(StoreError::NotWal)?.is_some() {}
-        self.has_unsynced = true;
-        self.store.write(lsn, bytes)
+    fn write(&mut self, lsn: Lsn, bytes: Bytes) -> Result<(), StoreError> {
+        self.unsynced_bytes += bytes.len() as u64;
+        self.follow(lsn, &bytes)?;
+        self.store.write(lsn, &bytes)
     }
 
-    fn flush(&mut self, out: &mut Vec<Outgoing>) -> Result<(), StoreError> {
-        if !self.has_unsynced {
-            return Ok(());
+    /// Checks that the bytes go on as a log does, and finds the last record's end. What the decoder has left of the page before
+    /// is joined with the rest of that page alone: most of the bytes are looked at where they are.
+    fn follow(&mut self, lsn: Lsn, bytes: &Bytes) -> Result<(), StoreError> {
+        let in_page = (lsn.0.next_multiple_of(WAL_PAGE_SIZE) - lsn.0).min(bytes.len() as u64);
+        for part in [bytes.slice(..in_page as usize), bytes.slice(in_page as usize..)] {
+            if !part.is_empty() {
+                self.decoder.feed_shared(part);
+                while self.decoder.next_record().map_err(StoreError::NotWal)?.is_some() {}
+            }
         }
-        self.store.sync()?;
-        self.has_unsynced = false;
-        self.step(Input::Flushed { record_end: self.decoder.position() }, out).map(drop)
+        self.decoder.let_go();
+        Ok(())
     }
 
     fn truncate(&mut self, to: Lsn) -> Result<(), StoreError> {
@@ -426,19 +445,13 @@ impl Member {
         self.trim_lsn = trim_lsn;
         Ok(())
     }
-
-    fn persist_commit_if_far(&mut self) -> Result<(), StoreError> {
-        let moved = self.acceptor.commit_lsn().bytes_since(self.persisted.commit_lsn);
-        if self.health != Health::Sound || moved.unwrap_or(0) < COMMIT_PERSIST_BYTES {
-            return Ok(());
-        }
-        self.persist_commit()
-    }
 }
 
 #[cfg(test)]
 mod room_tests;
 #[cfg(test)]
 mod spare_tests;
+#[cfg(test)]
+mod sync_tests;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
+    time::Duration,
 };
 
 use prometheus_client::{
@@ -49,22 +49,19 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Runs the work on a batch, and counts what it did.
-    pub(crate) fn observe_batch(
-        &self,
-        messages: Vec<(ProposerId, ProposerMessage)>,
-        work: impl FnOnce(Vec<(ProposerId, ProposerMessage)>) -> Vec<Outgoing>,
-    ) -> Vec<Outgoing> {
+    pub(crate) fn count_appended(&self, messages: &[(ProposerId, ProposerMessage)]) {
         let bytes: usize = messages.iter().map(|(_, message)| append_bytes(message)).sum();
-        let begin = Instant::now();
-        let answers = work(messages);
-        if bytes > 0 {
-            self.write_seconds.observe(begin.elapsed().as_secs_f64());
-            self.appended_bytes.inc_by(bytes as u64);
-        }
+        self.appended_bytes.inc_by(bytes as u64);
+    }
+
+    pub(crate) fn count_refusals(&self, answers: &[Outgoing]) {
         let is_refusal = |answer: &&Outgoing| matches!(answer.message, AcceptorMessage::Refusal(_));
         self.refusals.inc_by(answers.iter().filter(is_refusal).count() as u64);
-        answers
+    }
+
+    /// A sync has ended that came to be needed so long ago.
+    pub(crate) fn observe_write(&self, elapsed: Duration) {
+        self.write_seconds.observe(elapsed.as_secs_f64());
     }
 
     /// WAL bytes given to a receiver.
@@ -163,7 +160,7 @@ fn register_watermarks(registry: &mut Registry, timelines: &Timelines) {
 }
 
 /// Bytes of log in a message.
-pub(crate) fn append_bytes(message: &ProposerMessage) -> usize {
+fn append_bytes(message: &ProposerMessage) -> usize {
     match message {
         ProposerMessage::Append(append) => append.bytes.len(),
         ProposerMessage::Greeting(_)

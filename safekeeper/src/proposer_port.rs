@@ -22,7 +22,6 @@ use treering_consensus::{
 
 use crate::{
     error::StoreError,
-    metrics::append_bytes,
     timeline::{ANSWERS, ConnectionId, Request, Timeline},
     timelines::Timelines,
 };
@@ -51,7 +50,7 @@ pub(crate) enum PortError {
 /// Serves one connection to its end.
 pub(crate) async fn serve(stream: TcpStream, timelines: Arc<Timelines>) -> Result<(), PortError> {
     stream.set_nodelay(true)?;
-    let mut reader = Reader { read: stream, input: BytesMut::with_capacity(READ_BYTES) };
+    let mut reader = Reader { read: stream, input: BytesMut::new() };
     let first = timeout(GREETING_TIMEOUT, reader.next()).await.map_err(|_| PortError::Silent)??;
     let greeting = match first {
         None => return Ok(()),
@@ -122,10 +121,13 @@ async fn read_messages(
     request: impl Fn(ProposerMessage) -> Request,
 ) -> Result<(), PortError> {
     while let Some(message) = reader.next().await? {
-        let bytes = append_bytes(&message);
+        let append = match &message {
+            ProposerMessage::Append(append) => Some((append.lsn, append.bytes.len() as u64)),
+            _ => None,
+        };
         timeline.send(request(message)).await?;
-        if bytes > 0 {
-            let pause = timeline.pause_after(bytes as u64);
+        if let Some((lsn, bytes)) = append.filter(|(_, bytes)| *bytes > 0) {
+            let pause = timeline.pause_after(bytes, lsn + bytes);
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
@@ -166,16 +168,47 @@ struct Reader<R> {
     input: BytesMut,
 }
 
-impl<R: AsyncRead + Unpin> Reader<R> {
+/// A socket's reading side.
+trait Incoming: AsyncRead + Unpin {
+    async fn readable(&self) -> io::Result<()>;
+    fn try_read(&self, input: &mut BytesMut) -> io::Result<usize>;
+}
+
+impl Incoming for TcpStream {
+    async fn readable(&self) -> io::Result<()> {
+        TcpStream::readable(self).await
+    }
+
+    fn try_read(&self, input: &mut BytesMut) -> io::Result<usize> {
+        self.try_read_buf(input)
+    }
+}
+
+impl Incoming for OwnedReadHalf {
+    async fn readable(&self) -> io::Result<()> {
+        OwnedReadHalf::readable(self).await
+    }
+
+    fn try_read(&self, input: &mut BytesMut) -> io::Result<usize> {
+        self.try_read_buf(input)
+    }
+}
+
+impl<R: Incoming> Reader<R> {
     /// The next message; `None` at the end of the stream. Bytes read are kept when the future is dropped.
     async fn next(&mut self) -> Result<Option<ProposerMessage>, PortError> {
         loop {
             if let Some(message) = ProposerMessage::decode(&mut self.input)? {
                 return Ok(Some(message));
             }
+            // Room is made when there is something to read: by then the messages before may have let go of theirs.
+            self.read.readable().await?;
             self.input.reserve(READ_BYTES);
-            if self.read.read_buf(&mut self.input).await? == 0 {
-                return Ok(None);
+            match self.read.try_read(&mut self.input) {
+                Ok(0) => return Ok(None),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
             }
         }
     }

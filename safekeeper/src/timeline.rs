@@ -3,6 +3,7 @@
 //! The queue is bounded; a proposer that sends faster than the disk writes waits in its own socket.
 
 mod driver;
+mod syncer;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -115,7 +116,7 @@ impl Timeline {
         self.status.borrow().clone()
     }
 
-    /// Changes of the watermarks.
+    /// The watermarks. Changes of the commit position are told, others are there when one looks.
     pub(crate) fn watch(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
@@ -131,12 +132,12 @@ impl Timeline {
         &self.stop
     }
 
-    /// How long a proposer has to wait that has sent so much log.
-    pub(crate) fn pause_after(&self, bytes: u64) -> Duration {
+    /// How long a proposer has to wait that has sent so much log, up to `end`: that is received, and may be far from synced.
+    pub(crate) fn pause_after(&self, bytes: u64, end: Lsn) -> Duration {
         let status = self.status.borrow();
         match status.ingested_lsn.is_valid() {
             true => {
-                let lag = status.flush_lsn.0.saturating_sub(status.ingested_lsn.0);
+                let lag = status.flush_lsn.max(end).0.saturating_sub(status.ingested_lsn.0);
                 pace::pause_after(bytes, lag, self.lag_limit)
             }
             // Nobody has told how far the pageserver is.

@@ -3,7 +3,9 @@
 //! Files are named as Postgres names them and have their full length from the beginning: sparse where a log begins, so that
 //! room is taken as it is written, and with all their room where a log grows ([`Spares`]).
 //! In front of the timeline's start nothing is stored; readers get what [`SegmentHead`] makes up. What this module promises:
-//! - after [`WalStore::sync`] everything written so far, and the names of the files, survive a crash;
+//! - after [`WalStore::sync`] everything written so far, and the names of the files, survive a crash; after
+//!   [`Unsynced::sync`], which may run on another thread while more is written, everything written before it was
+//!   taken out of the store;
 //! - after [`WalStore::truncate`] there is nothing but zeros behind the cut, and that is synced;
 //! - behind what was written there are zeros up to the end of the log's page, and on later pages zeros or, in the place where they
 //!   stood in their own segment, pages that this log trimmed: their headers name a position that has passed. So nobody who
@@ -21,6 +23,7 @@ use crate::{
     error::StoreError,
     segment_head::SegmentHead,
     spares::{Content, Filler, Spares},
+    unsynced::Unsynced,
 };
 
 /// A log that writes so much into its first segment will fill it, most likely.
@@ -108,10 +111,8 @@ pub struct WalStore {
     spares: Spares,
     /// The segment written last.
     current: Option<Current>,
-    /// Files written since the last sync.
-    unsynced: Vec<(PathBuf, Arc<dyn File>)>,
-    /// A file was created, or got its name, since the last sync.
-    has_new_names: bool,
+    /// Since a sync was last begun.
+    unsynced: Unsynced,
     /// The next segment's file is wanted, and nobody has been asked for it.
     wants_spare: bool,
 }
@@ -149,14 +150,8 @@ impl Current {
 impl WalStore {
     pub fn new(files: WalFiles) -> WalStore {
         let spares = Spares::new(files.fs.clone(), files.directory.clone());
-        WalStore {
-            files,
-            spares,
-            current: None,
-            unsynced: Vec::new(),
-            has_new_names: false,
-            wants_spare: false,
-        }
+        let unsynced = Unsynced::nothing(files.fs.clone(), &files.directory);
+        WalStore { files, spares, current: None, unsynced, wants_spare: false }
     }
 
     pub fn files(&self) -> &WalFiles {
@@ -188,9 +183,7 @@ impl WalStore {
                 self.open_segment(lsn, has_filled_one)?
             }
         };
-        if self.unsynced.last().is_none_or(|(last, _)| *last != segment.path) {
-            self.unsynced.push((segment.path.clone(), segment.file.clone()));
-        }
+        self.unsynced.note_file(&segment.path, &segment.file);
         Ok(self.current.insert(segment))
     }
 
@@ -208,7 +201,9 @@ impl WalStore {
         if len == 0 {
             self.files.head.before(lsn).mark(&*file).map_err(&refused)?;
         }
-        self.has_new_names |= len < WAL_SEGMENT_SIZE || taken.is_some();
+        if len < WAL_SEGMENT_SIZE || taken.is_some() {
+            self.unsynced.note_name();
+        }
         let zeros_to = if taken == Some(Content::OldLog) { 0 } else { WAL_SEGMENT_SIZE };
         drop(refused);
         let grows_at = if may_take { 0 } else { lsn.segment_offset() + GROWING_BYTES };
@@ -261,13 +256,13 @@ impl WalStore {
 
     /// Makes everything written so far durable. After an error the store must not be used again.
     pub fn sync(&mut self) -> Result<(), StoreError> {
-        for (path, file) in std::mem::take(&mut self.unsynced) {
-            file.sync_data().map_err(StoreError::sync(&path))?;
-        }
-        if std::mem::take(&mut self.has_new_names) {
-            self.sync_names()?;
-        }
-        Ok(())
+        self.take_unsynced().sync()
+    }
+
+    /// What is to be synced now. What is written from here on is for the next sync, in the same files or not.
+    pub(crate) fn take_unsynced(&mut self) -> Unsynced {
+        let nothing = Unsynced::nothing(self.files.fs.clone(), &self.files.directory);
+        std::mem::replace(&mut self.unsynced, nothing)
     }
 
     fn sync_names(&self) -> Result<(), StoreError> {
@@ -280,7 +275,7 @@ impl WalStore {
     /// Durable on return. What lies before `to` must have been synced.
     pub fn truncate(&mut self, to: Lsn) -> Result<(), StoreError> {
         self.current = None;
-        self.unsynced.clear();
+        self.unsynced.forget_files();
         let (number, offset) = (to.segment_number(), to.segment_offset());
         let first_removed = if offset == 0 { number } else { number + 1 };
         self.remove(|segment| segment >= first_removed)?;
@@ -321,7 +316,7 @@ impl WalStore {
     /// Removes every segment. Durable on return. What is written next makes its file anew.
     pub fn remove_all(&mut self) -> Result<(), StoreError> {
         self.current = None;
-        self.unsynced.clear();
+        self.unsynced.forget_files();
         self.wants_spare = false;
         self.remove(|_| true)
     }

@@ -61,7 +61,8 @@ pub enum Input {
         from: ProposerId,
         message: ProposerMessage,
     },
-    /// All bytes of earlier [`Effect::Write`]s are synced; the last whole record among them ends here.
+    /// The bytes of [`Effect::Write`]s are synced up to some position; the last whole record before it ends here. What
+    /// was written while that sync was under way may be left for the next one.
     Flushed {
         record_end: Lsn,
     },
@@ -75,7 +76,7 @@ pub enum Effect {
     Truncate { to: Lsn },
     /// Make this durable, atomically.
     Persist(Promises),
-    /// Append at the end of the bytes held; not durable before [`Input::Flushed`].
+    /// Append at the end of the bytes held; not durable before an [`Input::Flushed`] that covers it.
     Write { lsn: Lsn, bytes: Bytes },
     /// Send to the proposer's newest connection; drop it when there is none.
     Send { to: ProposerId, message: AcceptorMessage },
@@ -133,6 +134,11 @@ impl Acceptor {
     /// End of the bytes held.
     pub fn write_lsn(&self) -> Lsn {
         self.write_lsn
+    }
+
+    /// Whose appends are taken.
+    pub fn leader(&self) -> Option<ProposerId> {
+        self.leader
     }
 
     /// The term of the last entry that the log has reached.

@@ -547,7 +547,8 @@ impl Proposer {
         true
     }
 
-    /// To all that follow, but those to whom one of `appends` tells it.
+    /// To all that follow, but those to whom one of `appends` tells it, or the one that goes out with their next answer: under load
+    /// that is nearly everyone, and each message wakes its receiver.
     fn announce_commit(&self, appends: &[Action]) -> Vec<Action> {
         let Phase::Elected(election) = &self.phase else { return Vec::new() };
         let (generation, commit_lsn) = (self.generation(), self.commit_lsn);
@@ -555,8 +556,11 @@ impl Proposer {
         let is_told = |member: &NodeId| {
             appends.iter().any(|action| matches!(action, Action::Send { to, .. } if to == member))
         };
+        let will_be_told = |member: &NodeId| {
+            self.members.owes_answer(*member) && self.members.lacks(*member, self.window.end()) > 0
+        };
         let mut streaming = self.members.streaming();
-        streaming.retain(|member| !is_told(member));
+        streaming.retain(|member| !is_told(member) && !will_be_told(member));
         streaming.into_iter().map(|member| send(member, news.clone())).collect()
     }
 

@@ -519,12 +519,14 @@ fn what_an_admin_was_told_survives_a_restart() {
     let fs: Arc<dyn FileSystem> = Arc::new(CrashFs::new());
     let mut member = create(&fs);
     let joint = Configuration::new(Generation(2), vec![NODE], Some(vec![NodeId(2)])).unwrap();
-    assert!(member.administer(AdminRequest::Promise(Generation(2))).unwrap().granted);
-    let answer = member.administer(AdminRequest::Accept(joint.clone())).unwrap();
+    assert!(
+        member.administer(AdminRequest::Promise(Generation(2)), &mut Vec::new()).unwrap().granted
+    );
+    let answer = member.administer(AdminRequest::Accept(joint.clone()), &mut Vec::new()).unwrap();
     assert!(answer.granted && answer.configuration == joint);
     let mut member = Member::open(fs, &directory(), NODE).unwrap();
     assert_eq!(member.status().configuration, joint);
-    let answer = member.administer(AdminRequest::Promise(Generation(2))).unwrap();
+    let answer = member.administer(AdminRequest::Promise(Generation(2)), &mut Vec::new()).unwrap();
     assert!(!answer.granted && answer.promised == Generation(2));
     let out = member.process(vec![(P1, elected(&[(1, START)]))]);
     assert!(

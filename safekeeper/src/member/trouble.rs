@@ -2,7 +2,7 @@
 
 use treering_consensus::{Acceptor, AcceptorMessage, Promises, ProposerId, Refusal, RefusalReason};
 
-use super::{Health, Member, Outgoing};
+use super::{Begun, Health, Member, Outgoing};
 use crate::{
     error::StoreError,
     room::{DISK_AMPLE_BYTES, DISK_RESERVE_BYTES},
@@ -23,7 +23,7 @@ impl Member {
     }
 
     fn look_for_room(&mut self, bytes: u64) -> Result<(), StoreError> {
-        if !self.has_unsynced {
+        if self.unsynced_bytes == 0 {
             self.check_free(DISK_RESERVE_BYTES)?;
         }
         self.share.grow(bytes)
@@ -84,10 +84,13 @@ impl Member {
 
     /// The acceptor's state is ahead of the disk: goes back to what the disk holds, or latches.
     pub(super) fn recover(&mut self, error: &StoreError) {
-        self.has_unsynced = false;
-        self.health = match error.refusal_reason() {
-            RefusalReason::DiskFull | RefusalReason::Invalid => Health::Adrift,
-            _ => Health::Latched(error.to_string()),
+        self.unsynced_bytes = 0;
+        // No file is touched under a sync.
+        let ended = self.begun.take().map_or(Ok(()), Begun::wait);
+        self.health = match (ended, error.refusal_reason()) {
+            (Err(failed), _) => Health::Latched(failed.to_string()),
+            (Ok(()), RefusalReason::DiskFull | RefusalReason::Invalid) => Health::Adrift,
+            (Ok(()), _) => Health::Latched(error.to_string()),
         };
         if self.health == Health::Adrift {
             // On a full disk it may have to wait: the next message tries again.

@@ -1,9 +1,10 @@
 //! The task of a timeline: feeds the member with whatever has queued up, batch after batch.
 //!
 //! While the disk is busy with one batch the next one gathers: that is the group commit. While a proposer is connected
-//! the timeline has a thread, which has the connections too and waits for the disk itself: handing a batch from thread to
-//! thread would cost more than the batch. Answers go to the newest connection of a proposer; messages that an older
-//! connection of it still had under way are dropped.
+//! the timeline has a thread, which has the connections too. It waits for the disk itself where a batch is small: handing a
+//! commit from thread to thread would cost more than the commit. Under a load the disk has more to do, and so have we: then
+//! another thread waits, while the next batch is received, checked and written, so that the disk can go on with it at once.
+//! Answers go to the newest connection of a proposer; messages that an older connection of it still had under way are dropped.
 
 use std::{
     collections::HashMap,
@@ -22,7 +23,7 @@ use treering_consensus::{
 };
 use treering_types::{ErrorKind, Lsn};
 
-use super::{ConnectionId, QUEUE, Request};
+use super::{ConnectionId, QUEUE, Request, syncer::Syncer};
 use crate::{
     error::StoreError,
     member::{Elsewhere, Member, Outgoing, Status},
@@ -31,6 +32,8 @@ use crate::{
 
 /// After so much quiet the commit position is persisted.
 const QUIET: Duration = Duration::from_millis(500);
+/// A batch of so many bytes is synced on another thread: more than one of a walsender's messages, so more will come meanwhile.
+const ASIDE_BYTES: u64 = 192 * 1024;
 /// What is taken for a log to come is given up when none has come for so long; most of it, when it has not filled a segment.
 const AHEAD_KEPT: Duration = Duration::from_secs(10);
 
@@ -45,6 +48,9 @@ type Administration = (AdminRequest, oneshot::Sender<Result<AdminResponse, Store
 /// The member's owner.
 pub(super) struct Driver {
     member: Member,
+    syncer: Syncer,
+    /// When the sync that is under way began to be needed.
+    sync_began: Instant,
     publish: watch::Sender<Status>,
     connections: HashMap<ProposerId, Connection>,
     /// Those on the thread, older connections too.
@@ -74,6 +80,8 @@ impl Movement {
 /// What came of waiting for requests.
 enum Next {
     Requests(Vec<Request>),
+    /// A sync has ended on the other thread.
+    Synced,
     Quiet,
     Stopped,
 }
@@ -88,6 +96,8 @@ impl Driver {
     ) -> Driver {
         Driver {
             member,
+            syncer: Syncer::default(),
+            sync_began: Instant::now(),
             publish,
             connections: HashMap::new(),
             conversations: TaskTracker::new(),
@@ -140,14 +150,24 @@ impl Driver {
         let mut movement = Movement::of(self.member.flush_lsn());
         self.handle(first);
         loop {
-            match next(queue, stop, QUIET).await {
+            let next = tokio::select! {
+                biased;
+                () = self.syncer.ended() => Next::Synced,
+                next = next(queue, stop, QUIET) => next,
+            };
+            match next {
                 Next::Requests(requests) => self.handle(requests),
+                Next::Synced => self.go_on_after_sync(),
                 Next::Quiet if self.conversations.is_empty() => break,
                 Next::Quiet => self.persist_quietly(),
                 Next::Stopped => break,
             }
             self.look_at(&mut movement);
         }
+        let mut answers = Vec::new();
+        self.member.sync(&mut answers);
+        self.syncer = Syncer::default();
+        self.let_out(answers);
         self.persist_quietly();
         // Nobody is left who would write.
         self.trim();
@@ -176,22 +196,69 @@ impl Driver {
     }
 
     fn handle(&mut self, requests: Vec<Request>) {
+        let began = Instant::now();
         let (messages, administrations) = self.sort(requests);
-        let member = &mut self.member;
-        let answers = self.metrics.observe_batch(messages, |messages| member.process(messages));
+        self.metrics.count_appended(&messages);
+        let mut answers = self.member.take_in(messages);
+        if self.member.unsynced_bytes() >= ASIDE_BYTES {
+            self.sync_aside(began);
+        } else if !self.member.is_syncing() {
+            self.sync_here(began, &mut answers);
+        }
+        self.member.persist_commit_if_far();
         self.trim();
-        let member = &mut self.member;
         let administered: Vec<_> = administrations
             .into_iter()
-            .map(|(request, answer)| (member.administer(request), answer))
+            .map(|(request, answer)| (self.member.administer(request, &mut answers), answer))
             .collect();
         self.publish_status();
         for (done, answer) in administered {
             // Who asked may have gone; what was done stays.
             let _ = answer.send(done);
         }
-        answers.into_iter().for_each(|answer| self.answer(answer));
+        self.send(answers);
         self.fill_spare();
+    }
+
+    fn sync_here(&mut self, began: Instant, answers: &mut Vec<Outgoing>) {
+        if self.member.unsynced_bytes() > 0 {
+            self.member.sync(answers);
+            self.metrics.observe_write(began.elapsed());
+        }
+    }
+
+    /// Unless one is under way: then what is written waits for its end.
+    fn sync_aside(&mut self, began: Instant) {
+        if let Some(job) = self.member.begin_sync() {
+            self.sync_began = began;
+            self.syncer.run(job);
+        }
+    }
+
+    /// What was written meanwhile is synced at once, however little it is, and on the other thread: the answers need not wait.
+    fn go_on_after_sync(&mut self) {
+        if !self.member.has_synced() {
+            return;
+        }
+        let mut answers = Vec::new();
+        self.member.end_sync(&mut answers);
+        self.metrics.observe_write(self.sync_began.elapsed());
+        self.sync_aside(Instant::now());
+        self.member.persist_commit_if_far();
+        self.let_out(answers);
+    }
+
+    /// After something has become durable.
+    fn let_out(&mut self, answers: Vec<Outgoing>) {
+        self.trim();
+        self.publish_status();
+        self.send(answers);
+        self.fill_spare();
+    }
+
+    fn send(&mut self, answers: Vec<Outgoing>) {
+        self.metrics.count_refusals(&answers);
+        answers.into_iter().for_each(|answer| self.answer(answer));
     }
 
     /// On a thread for it alone: this one is what commits wait for.
@@ -281,10 +348,11 @@ impl Driver {
             archived_lsn: self.archived,
             ..self.member.status()
         };
+        // Whoever waits waits for commits, and a wake for each sync as well would be one in two for nothing.
         self.publish.send_if_modified(|published| {
-            let is_new = *published != status;
+            let is_news = published.commit_lsn != status.commit_lsn;
             *published = status;
-            is_new
+            is_news
         });
     }
 

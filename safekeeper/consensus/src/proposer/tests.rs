@@ -266,6 +266,39 @@ fn what_comes_while_a_member_syncs_is_one_message_with_the_commit() {
     );
 }
 
+/// Under load each member has something under way and something waiting; a message that tells of a commit alone would be one more
+/// for each of them and each commit.
+#[test]
+fn a_commit_is_told_with_the_log_that_waits() {
+    let mut p = proposer(&[A, B, C]);
+    for node in [A, B, C] {
+        greet(&mut p, node, 0);
+    }
+    vote(&mut p, A, 1, 100, &[]);
+    vote(&mut p, B, 1, 100, &[]);
+    for node in [A, B, C] {
+        flush(&mut p, node, 1, 100);
+    }
+    let log = |lsn, commit_lsn, bytes: &[u8]| {
+        let bytes = Bytes::copy_from_slice(bytes);
+        Append {
+            generation: Generation(0),
+            term: Term(1),
+            lsn: Lsn(lsn),
+            commit_lsn: Lsn(commit_lsn),
+            bytes,
+        }
+    };
+    p.append(Lsn(100), vec![1; 16].into()).unwrap();
+    assert_eq!(p.append(Lsn(116), vec![2; 8].into()).unwrap(), []);
+    assert_eq!(flush(&mut p, A, 1, 116), [send(A, log(116, 100, &[2; 8]))]);
+    // A has all there is, and is told; C hears it with what waits.
+    let commit = Commit { generation: Generation(0), term: Term(1), commit_lsn: Lsn(116) };
+    let told = [send(A, commit), send(B, log(116, 116, &[2; 8]))];
+    assert_eq!(flush(&mut p, B, 1, 116), told);
+    assert_eq!(flush(&mut p, C, 1, 116), [send(C, log(116, 116, &[2; 8]))]);
+}
+
 #[test]
 fn a_new_connection_owes_nothing() {
     let mut p = proposer(&[A]);

@@ -37,6 +37,18 @@ impl Disk {
         self.unsynced.clear();
     }
 
+    /// Of what was written, just the first so many bytes of the log.
+    fn sync_to(&mut self, end: usize) {
+        if self.durable.len() < end {
+            self.durable.resize(end, 0);
+        }
+        self.durable[..end].copy_from_slice(&self.log[..end]);
+        self.unsynced.retain_mut(|range| {
+            range.start = range.start.max(end);
+            range.start < range.end
+        });
+    }
+
     /// Zeroes everything from `at` on, and syncs.
     fn cut(&mut self, at: usize) {
         self.log.truncate(at);
@@ -84,7 +96,15 @@ pub struct Node {
     /// The process, while it runs.
     pub acceptor: Option<Acceptor>,
     has_unsynced: bool,
+    /// A sync is under way: what it covers.
+    syncing: Option<Syncing>,
     bug: Option<Bug>,
+}
+
+#[derive(Clone, Copy)]
+struct Syncing {
+    written: usize,
+    record_end: usize,
 }
 
 impl Node {
@@ -96,7 +116,7 @@ impl Node {
             control: Promises::at(Lsn(START)),
             is_full: false,
         };
-        let mut node = Node { id, disk, acceptor: None, has_unsynced: false, bug };
+        let mut node = Node { id, disk, acceptor: None, has_unsynced: false, syncing: None, bug };
         node.start();
         node
     }
@@ -104,6 +124,7 @@ impl Node {
     pub fn stop(&mut self) {
         self.acceptor = None;
         self.has_unsynced = false;
+        self.syncing = None;
     }
 
     pub fn lose_power(&mut self, dice: &mut Dice) {
@@ -158,28 +179,59 @@ impl Node {
         sent
     }
 
-    /// Syncs what was written, and says so.
+    /// Begins to sync what was written. False while that goes on, and where there is nothing to sync.
+    pub fn begin_sync(&mut self) -> bool {
+        if self.acceptor.is_none() || self.syncing.is_some() || !self.has_unsynced {
+            return false;
+        }
+        self.syncing = Some(self.written());
+        self.has_unsynced = false;
+        true
+    }
+
+    /// What was written when the sync began is durable, and reported.
+    pub fn end_sync(&mut self, sent: &mut Sent) {
+        let Some(begun) = self.syncing.take() else { return };
+        self.disk.sync_to(begun.written);
+        let Syncing { record_end, .. } = match self.bug {
+            Some(Bug::FlushBehindSync) => self.written(),
+            _ => begun,
+        };
+        self.report_flushed(record_end, sent);
+    }
+
+    /// Syncs what was written, and says so. A sync under way ends before.
     pub fn flush(&mut self) -> Sent {
         let mut sent = Sent::default();
-        let Some(acceptor) = &self.acceptor else { return sent };
-        if !self.has_unsynced {
-            return sent;
+        self.end_sync(&mut sent);
+        if self.acceptor.is_some() && self.has_unsynced {
+            let Syncing { record_end, .. } = self.written();
+            self.disk.sync();
+            self.has_unsynced = false;
+            self.report_flushed(record_end, &mut sent);
         }
-        let written = (acceptor.write_lsn().0 - START) as usize;
-        let flushed = (acceptor.flush_lsn().0 - START) as usize;
-        self.disk.sync();
-        self.has_unsynced = false;
-        let end = match self.bug {
-            Some(Bug::FlushInsideRecord) => written,
-            _ => flushed + whole_records(&self.disk.log[flushed..written]),
-        };
-        self.step(Input::Flushed { record_end: Lsn(START + end as u64) }, usize::MAX, &mut sent);
         sent
     }
 
-    /// The commit position is persisted now and then, for no promise's sake.
+    /// All that was written, and the last whole record in it.
+    fn written(&self) -> Syncing {
+        let acceptor = self.acceptor.as_ref().expect("it runs");
+        let written = (acceptor.write_lsn().0 - START) as usize;
+        let flushed = (acceptor.flush_lsn().0 - START) as usize;
+        let record_end = match self.bug {
+            Some(Bug::FlushInsideRecord) => written,
+            _ => flushed + whole_records(&self.disk.log[flushed..written]),
+        };
+        Syncing { written, record_end }
+    }
+
+    fn report_flushed(&mut self, record_end: usize, sent: &mut Sent) {
+        let record_end = Lsn(START + record_end as u64);
+        self.step(Input::Flushed { record_end }, usize::MAX, sent);
+    }
+
+    /// The commit position is persisted now and then, for no promise's sake, beside whatever sync is under way.
     pub fn persist(&mut self) {
-        self.flush();
         if let Some(acceptor) = &self.acceptor {
             self.disk.control = acceptor.promises().clone();
         }

@@ -45,7 +45,12 @@ pub enum Event {
         to: u64,
         response: AdminResponse,
     },
+    /// A sync begins, of what was written so far.
     Sync {
+        node: NodeId,
+    },
+    /// It ends, unless it had to before.
+    Synced {
         node: NodeId,
     },
     Start {
@@ -149,7 +154,8 @@ impl World {
             Event::ToCompute { from, to, message } => self.deliver_to_compute(from, to, message),
             Event::Ask { from, to, request } => self.deliver_request(from, to, request),
             Event::Answer { from, to, response } => self.deliver_answer(from, to, response),
-            Event::Sync { node } => self.flush(node),
+            Event::Sync { node } => self.sync(node),
+            Event::Synced { node } => self.synced(node),
             Event::Start { node } => {
                 if self.node(node).acceptor.is_none() {
                     self.node(node).start();
@@ -426,11 +432,27 @@ impl World {
         self.stats.cuts += usize::from(self.node(to).disk.log().len() < before);
         self.post(to, sent);
         if is_append {
-            let slow = if self.slow == Some(to) { 200 } else { 3 };
-            let pause = self.dice.below(slow) as u64;
+            let pause = self.dice.below(3) as u64;
             self.after(pause, Event::Sync { node: to });
         }
         self.crash_if(limit, to);
+    }
+
+    /// The log goes on beside it.
+    fn sync(&mut self, node: NodeId) {
+        if self.node(node).begin_sync() {
+            let slow = if self.slow == Some(node) { 200 } else { 3 };
+            let pause = self.dice.below(slow) as u64;
+            self.after(pause, Event::Synced { node });
+        }
+    }
+
+    /// What was written meanwhile is the next one's.
+    fn synced(&mut self, node: NodeId) {
+        let mut sent = Sent::default();
+        self.node(node).end_sync(&mut sent);
+        self.post(node, sent);
+        self.sync(node);
     }
 
     fn flush(&mut self, node: NodeId) {

@@ -170,10 +170,10 @@ impl WalDecoder {
         }
     }
 
-    /// Forgets the bytes fed, if all are consumed: who shared them may use their memory again.
+    /// Forgets the bytes fed, but for a copy of what is left of them on the last page: who shared them may use their memory again.
     pub fn let_go(&mut self) {
-        if self.rest().is_empty() && self.pieces.is_empty() {
-            (self.input, self.used) = (Bytes::new(), 0);
+        if self.rest().len() <= WAL_PAGE_SIZE as usize && self.pieces.is_empty() {
+            (self.input, self.used) = (Bytes::copy_from_slice(self.rest()), 0);
         }
     }
 
