@@ -38,7 +38,9 @@ use crate::{
     error::AgentError,
     gate,
     pages::{
-        self, IngestView, Origin, PageMode, Pages, imports, keep,
+        self, IngestView, Origin, PageMode, Pages,
+        imports::Program,
+        keep,
         layout::{self, LazyFiles},
         library,
         lsn::Horizon,
@@ -363,19 +365,21 @@ impl Agent {
         Ok(made.await.map_err(anyhow::Error::from)??)
     }
 
-    /// The library that lets this start fetch pages on first touch, or the sentence why it cannot.
-    async fn page_library(&self, run_dir: &Path) -> Result<PathBuf, String> {
-        if self.options.pages.mode == PageMode::Eager {
-            return Err("pages are fetched before the start, as asked".to_owned());
-        }
+    /// What the program that is to be started can do.
+    async fn abilities(&self, run_dir: &Path) -> Result<Abilities, AgentError> {
+        let is_lazy = self.options.pages.mode == PageMode::Lazy;
         let (postgres, run_dir) = (self.postgres.clone(), run_dir.to_owned());
         let library_dir = self.options.data_dir.join("lib");
-        let checked = tokio::task::spawn_blocking(move || {
-            imports::check(&postgres).map_err(|error| error.to_string())?;
-            layout::probe(&run_dir)?;
-            library::install(&library_dir).map_err(|error| format!("the page library: {error}"))
+        let looked = tokio::task::spawn_blocking(move || {
+            let program = Program::read(&postgres).map_err(|error| error.to_string());
+            let has_lz4 = program.as_ref().is_ok_and(Program::has_lz4);
+            let library = match is_lazy {
+                true => program.and_then(|program| page_library(&program, &run_dir, &library_dir)),
+                false => Err("pages are fetched before the start, as asked".to_owned()),
+            };
+            Abilities { library, has_lz4 }
         });
-        checked.await.map_err(|error| error.to_string())?
+        Ok(looked.await.map_err(anyhow::Error::from)?)
     }
 
     async fn fetch_and_launch(
@@ -388,7 +392,7 @@ impl Agent {
     ) -> Result<Arc<Compute>, AgentError> {
         let from = session.start_lsn;
         let run_dir = data_dir.parent().context("the data directory has a parent")?.to_owned();
-        let library = self.page_library(&run_dir).await;
+        let Abilities { library, has_lz4 } = self.abilities(&run_dir).await?;
         if let Err(why) = &library
             && self.options.pages.mode == PageMode::Lazy
         {
@@ -434,7 +438,7 @@ impl Agent {
             .map_err(anyhow::Error::from)?
             .context("restore statistics and free-space maps")?;
         let dirs = Dirs { data_dir, socket_dir: &socket_dir, owner };
-        let launched = self.launch(endpoint, &facts, log, &dirs, lazy.as_ref());
+        let launched = self.launch(endpoint, &facts, log, &dirs, has_lz4, lazy.as_ref());
         let pages = lazy.map(|lazy| lazy.pages);
         let (postmaster, log) = launched?;
         endpoint.show("starting", None, Some(postmaster.pid()));
@@ -573,6 +577,7 @@ impl Agent {
         facts: &StartFacts,
         (log, term): (TimelineIdentity, Term),
         dirs: &Dirs<'_>,
+        has_lz4: bool,
         lazy: Option<&Lazy<'_>>,
     ) -> Result<(Postmaster, ComputeLog), AgentError> {
         let Dirs { data_dir, socket_dir, owner } = *dirs;
@@ -583,7 +588,7 @@ impl Agent {
         };
         write(&hba_file, &settings::pg_hba_conf())?;
         write(&ident_file, &settings::pg_ident_conf(&self.os_user))?;
-        write(&data_dir.join("postgresql.conf"), settings::postgresql_conf())?;
+        write(&data_dir.join("postgresql.conf"), &settings::postgresql_conf(has_lz4))?;
         // What decides who may connect, and what we will believe later, stays ours.
         if let Some(owner) = owner {
             for path in [data_dir, socket_dir] {
@@ -715,6 +720,19 @@ struct Dirs<'a> {
     data_dir: &'a Path,
     socket_dir: &'a Path,
     owner: Option<Owner>,
+}
+
+/// What is known of the program before a start.
+struct Abilities {
+    /// The library that lets it fetch pages on first touch, or the sentence why that cannot be.
+    library: Result<PathBuf, String>,
+    has_lz4: bool,
+}
+
+fn page_library(program: &Program, run_dir: &Path, library_dir: &Path) -> Result<PathBuf, String> {
+    program.check().map_err(|error| error.to_string())?;
+    layout::probe(run_dir)?;
+    library::install(library_dir).map_err(|error| format!("the page library: {error}"))
 }
 
 /// A start whose pages are fetched on first touch.

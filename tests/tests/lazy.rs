@@ -191,6 +191,9 @@ async fn trial(major: PgMajor, options: &[&str], trouble: Trouble) {
     let version = blocking(|| treering.sql("work", "SHOW server_version_num"));
     assert!(version.starts_with(&major.number().to_string()), "this is {version}");
     assert!(is_lazy(&treering, "work"), "the compute is not lazy");
+    // The programs of later majors come without LZ4: there images are in the log as they are.
+    let packed = blocking(|| treering.sql("work", "SHOW wal_compression"));
+    assert_eq!(packed, if major == PgMajor::V15 { "lz4" } else { "off" });
     let fetched_mib = disk_bytes(&treering, "work") >> 20;
     clock(&format!("prepared, {fetched_mib} MiB fetched"));
     assert!(fetched_mib < 20, "the cache is not empty");

@@ -74,20 +74,31 @@ pub const SOCKET_PORT: u16 = 5432;
 pub const LOG_LINE_PREFIX: &str = "%m [%p] %e ";
 
 /// `postgresql.conf`: defaults that a user may change with `ALTER DATABASE` or `ALTER ROLE`, and until the next start
-/// with `ALTER SYSTEM`.
-pub fn postgresql_conf() -> &'static str {
-    "# Written by Treering at every start. Settings that storage rests on are on the command line.\n\
-     shared_buffers = 128MB\n\
-     max_connections = 100\n\
-     password_encryption = 'scram-sha-256'\n\
-     timezone = 'UTC'\n\
-     log_timezone = 'UTC'\n\
-     # The local disk is a cache: no need to prepare WAL files for crashes of it.\n\
-     wal_init_zero = off\n\
-     wal_recycle = off\n\
-     min_wal_size = 32MB\n\
-     max_wal_size = 1GB\n"
+/// with `ALTER SYSTEM`. `has_lz4`: this Postgres was built with it.
+pub fn postgresql_conf(has_lz4: bool) -> String {
+    let compression = if has_lz4 { PACKED_IMAGES } else { "" };
+    format!("{POSTGRESQL_CONF}{compression}")
 }
+
+const POSTGRESQL_CONF: &str = "\
+# Written by Treering at every start. Settings that storage rests on are on the command line.
+shared_buffers = 128MB
+max_connections = 100
+password_encryption = 'scram-sha-256'
+timezone = 'UTC'
+log_timezone = 'UTC'
+# The local disk is a cache: no need to prepare WAL files for crashes of it.
+wal_init_zero = off
+wal_recycle = off
+min_wal_size = 32MB
+max_wal_size = 1GB
+";
+
+/// Full-page writes are off: images are in the log where pages are made in bulk, by index builds, VACUUM FULL, database copies.
+const PACKED_IMAGES: &str = "\
+# Each byte of WAL is written, sent, checked and kept many times over: packing page images costs less.
+wal_compression = lz4
+";
 
 /// `pg_hba.conf`. Replication is for the agent alone: any other receiver under its `application_name` would
 /// release commits. There is no TCP line because nothing listens there; the relay passes SCRAM through.

@@ -28,6 +28,8 @@ const CORE: [&str; 13] = [
     "accept", "close", "epoll_ctl", "ftruncate", "lseek", "open", "pread", "pwrite", "read", "recv", "send", "unlink",
     "write",
 ];
+/// What packs full-page images where `wal_compression` can be `lz4`.
+const LZ4: &str = "LZ4_compress_default";
 const SET_ID: u32 = 0o6000;
 /// How glibc's versions of its symbols begin.
 const GLIBC: &[u8] = b"GLIBC_";
@@ -51,19 +53,43 @@ pub enum ImportError {
     Import { name: String },
 }
 
-/// Whether the library can be put under this program.
-pub fn check(binary: &Path) -> Result<(), ImportError> {
-    let path = || binary.display().to_string();
-    let unreadable = |error| ImportError::Unreadable { path: path(), error };
-    let metadata = fs::metadata(binary).map_err(unreadable)?;
-    if changes_user(&metadata) {
-        return Err(ImportError::SetId);
+/// A `postgres`, as it lies on the disk now.
+pub struct Program {
+    path: String,
+    bytes: Vec<u8>,
+    changes_user: bool,
+}
+
+impl Program {
+    /// # Errors
+    /// [`ImportError::Unreadable`].
+    pub fn read(path: &Path) -> Result<Program, ImportError> {
+        let name = path.display().to_string();
+        let unreadable = |error| ImportError::Unreadable { path: name.clone(), error };
+        let metadata = fs::metadata(path).map_err(unreadable)?;
+        let bytes = fs::read(path).map_err(unreadable)?;
+        Ok(Program { path: name, bytes, changes_user: changes_user(&metadata) })
     }
-    let bytes = fs::read(binary).map_err(unreadable)?;
-    judge(&imports(&bytes).map_err(|error| match error {
-        Trouble::Elf(error) => ImportError::Unknown { path: path(), error },
-        Trouble::Refused(refused) => refused,
-    })?)
+
+    /// Whether the library can be put under it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), ImportError> {
+        if self.changes_user {
+            return Err(ImportError::SetId);
+        }
+        judge(&imports(&self.bytes).map_err(|error| match error {
+            Trouble::Elf(error) => ImportError::Unknown { path: self.path.clone(), error },
+            Trouble::Refused(refused) => refused,
+        })?)
+    }
+
+    /// Whether it was built with LZ4, as far as can be told: it refuses to start with settings that need what it lacks.
+    pub fn has_lz4(&self) -> bool {
+        let imports = imports(&self.bytes).unwrap_or_default();
+        imports.iter().any(|import| import.name == LZ4.as_bytes())
+    }
 }
 
 /// The loader ignores `LD_PRELOAD` for such a program.

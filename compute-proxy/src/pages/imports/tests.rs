@@ -9,6 +9,10 @@ fn postgres(major: u32) -> PathBuf {
     Postgres::find(major).unwrap().program("postgres").unwrap()
 }
 
+fn check(path: &Path) -> Result<(), ImportError> {
+    Program::read(path)?.check()
+}
+
 /// A copy of the program of 15, with one name replaced by another of the same length, wherever it stands as a whole.
 fn patched(dir: &Path, name: &str, other: &str) -> PathBuf {
     assert_eq!(name.len(), other.len());
@@ -46,6 +50,28 @@ fn an_unknown_import_is_named() {
     let sentence =
         "this postgres imports `lazy_file_range`, which is not known to the page library";
     assert_eq!(check(&path).unwrap_err().to_string(), sentence);
+}
+
+/// Each is asked whether it would start with `wal_compression = lz4`.
+#[test]
+fn who_has_lz4() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("postgresql.conf"), "").unwrap();
+    let takes_lz4 = |path: &Path| {
+        let mut command = std::process::Command::new(path);
+        command.args(["-C", "wal_compression", "-c", "wal_compression=lz4", "-D"]).arg(dir.path());
+        command.output().unwrap().stdout == b"lz4\n"
+    };
+    let has_lz4 = |path: &Path| Program::read(path).unwrap().has_lz4();
+    for major in [15, 17] {
+        let path = postgres(major);
+        assert_eq!(has_lz4(&path), takes_lz4(&path), "{major}");
+    }
+    assert!(has_lz4(&postgres(15)) && !has_lz4(&postgres(17)), "both kinds were looked at");
+    assert!(!has_lz4(&patched(dir.path(), LZ4, "LZ5_compress_default")));
+    let path = dir.path().join("postgres");
+    fs::write(&path, "#!/bin/sh").unwrap();
+    assert!(!has_lz4(&path));
 }
 
 #[test]
