@@ -39,6 +39,7 @@ use treering_types::{Lsn, NodeId, Term, WAL_PAGE_SIZE, WAL_SEGMENT_SIZE};
 use self::{
     log_end::{check_committed_log_is_there, decoder_at, end_of_log, is_zero_behind},
     sync::Begun,
+    trouble::refusal,
 };
 use crate::{
     control_file::{Control, Identity},
@@ -269,6 +270,7 @@ impl Member {
         request: AdminRequest,
         out: &mut Vec<Outgoing>,
     ) -> Result<AdminResponse, StoreError> {
+        let leader = self.acceptor.leader().filter(|_| !self.is_synced());
         let done = self.make_usable().and_then(|()| {
             // As with every message but appends: nothing is said over unsynced bytes.
             self.flush(out)?;
@@ -282,6 +284,8 @@ impl Member {
                     let timeline = self.identity.timeline;
                     tracing::error!(%error, %timeline, "configuration not taken over");
                     self.recover(&error);
+                    // Who waits for what was not synced hears of it, too.
+                    out.extend(leader.map(|leader| refusal(leader, &error)));
                 }
                 Err(error)
             }
@@ -294,13 +298,19 @@ impl Member {
         if self.acceptor.commit_lsn() == self.persisted.commit_lsn {
             return Ok(());
         }
-        self.persist(self.acceptor.promises().clone(), self.trim_lsn)
+        let persisted = self.persist(self.acceptor.promises().clone(), self.trim_lsn);
+        self.heed(persisted)
     }
 
     /// Removes what is committed and durable elsewhere: whole segments; if `is_asleep`, nobody writes or is about to,
     /// and all of the log can be read elsewhere, all of it. The next append then begins a segment's file in its middle.
     pub fn trim(&mut self, elsewhere: Elsewhere, is_asleep: bool) -> Result<(), StoreError> {
         self.make_usable()?;
+        let trimmed = self.remove_behind(elsewhere, is_asleep);
+        self.heed(trimmed)
+    }
+
+    fn remove_behind(&mut self, elsewhere: Elsewhere, is_asleep: bool) -> Result<(), StoreError> {
         let limit = elsewhere.lsn.min(self.acceptor.commit_lsn());
         let is_all = is_asleep && elsewhere.has_log && limit == self.acceptor.write_lsn();
         let limit = if is_all { limit } else { limit.segment_start() };

@@ -322,3 +322,46 @@ fn bytes_that_are_no_wal_wait_for_the_sync_and_for_how_it_went() {
         }
     }
 }
+
+/// The directory is synced by the member's thread, too, and who fails first hears of it alone.
+#[test]
+fn a_directory_that_fails_beside_a_sync_latches() {
+    let (log, ..) = two_logs();
+    let faulty = FaultyFs::new(CrashFs::new());
+    let fs: Arc<dyn FileSystem> = Arc::new(faulty.clone());
+    let mut member = followed(&fs);
+    member.process(vec![(P1, append(&log, 1, START, log.ends[1], START))]);
+    let rest = append(&log, 1, log.ends[1], log.end, log.ends[1]);
+    assert_eq!(member.take_in(vec![(P1, rest)]), []);
+    let job = member.begin_sync().unwrap();
+    faulty.set_rule(|call, _| (call == Call::SyncDir).then(|| io::Error::other("medium error")));
+    thread::scope(|scope| {
+        let job = scope.spawn(|| {
+            // Not before the other has heard.
+            thread::sleep(Duration::from_millis(50));
+            faulty.clear();
+            job.run();
+        });
+        assert!(member.persist_commit().is_err());
+        job.join().unwrap();
+    });
+    assert!(member.status().latched.is_some());
+    assert_eq!(end_sync(&mut member), []);
+    let out = member.process(vec![(P1, append(&log, 1, log.end, log.end, START))]);
+    assert_eq!((refusal_of(&out), flush_of(&out)), (Some(RefusalReason::Io), None));
+}
+
+#[test]
+fn who_writes_hears_of_a_sync_that_failed_under_an_admin() {
+    let (log, ..) = two_logs();
+    let faulty = FaultyFs::new(CrashFs::new());
+    let fs: Arc<dyn FileSystem> = Arc::new(faulty.clone());
+    let mut member = followed(&fs);
+    take(&mut member, &log, START, log.end);
+    faulty.set_rule(|call, _| (call == Call::Sync).then(|| io::Error::other("medium error")));
+    let mut out = Vec::new();
+    assert!(member.administer(AdminRequest::Read, &mut out).is_err());
+    faulty.clear();
+    assert_eq!((refusal_of(&out), flush_of(&out)), (Some(RefusalReason::Io), None));
+    assert_eq!(out[0].to, P1);
+}

@@ -82,6 +82,19 @@ impl Member {
         out.push(refusal(from, error));
     }
 
+    /// A failure beside bytes that are not acknowledged yet: it may be that of a name which one of their files got, and the kernel
+    /// tells of it once, not again to the sync that needs it.
+    pub(super) fn heed(&mut self, done: Result<(), StoreError>) -> Result<(), StoreError> {
+        if let Err(error) = &done
+            && !self.is_synced()
+            && self.health == Health::Sound
+            && error.refusal_reason() != RefusalReason::DiskFull
+        {
+            self.recover(error);
+        }
+        done
+    }
+
     /// The acceptor's state is ahead of the disk: goes back to what the disk holds, or latches.
     pub(super) fn recover(&mut self, error: &StoreError) {
         self.unsynced_bytes = 0;
@@ -122,7 +135,7 @@ impl Member {
     }
 }
 
-fn refusal(to: ProposerId, error: &StoreError) -> Outgoing {
+pub(super) fn refusal(to: ProposerId, error: &StoreError) -> Outgoing {
     let refusal = Refusal { reason: error.refusal_reason(), text: error.to_string() };
     Outgoing { to, message: AcceptorMessage::Refusal(refusal) }
 }

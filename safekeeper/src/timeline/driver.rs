@@ -244,15 +244,16 @@ impl Driver {
         self.member.end_sync(&mut answers);
         self.metrics.observe_write(self.sync_began.elapsed());
         self.sync_aside(Instant::now());
-        self.member.persist_commit_if_far();
         self.let_out(answers);
     }
 
-    /// After something has become durable.
+    /// After something has become durable: who waits for it first, then what may as well come later.
     fn let_out(&mut self, answers: Vec<Outgoing>) {
-        self.trim();
         self.publish_status();
         self.send(answers);
+        self.member.persist_commit_if_far();
+        self.trim();
+        self.publish_status();
         self.fill_spare();
     }
 
