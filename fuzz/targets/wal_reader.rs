@@ -1,6 +1,7 @@
 //! Bytes that pass for WAL: cut into records however they arrive, the records taken apart, their effects derived.
 #![no_main]
 
+use bytes::Bytes;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use treering_fuzz::{
     input::Noise,
@@ -44,7 +45,7 @@ fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
     wal_case::mutate(data, size, seed, fuzzer_mutate)
 });
 
-/// Every record of the log and the error it ends with, fed at once or in pieces.
+/// Every record of the log and the error it ends with, fed at once or in pieces of either kind.
 fn decode(
     case: &WalCase,
     wal: &Wal,
@@ -54,6 +55,7 @@ fn decode(
     let mut found = Vec::new();
     let end = memory::bounded(DECODER_BYTES + 4 * wal.bytes.len(), || {
         let mut decoder = case.decoder(wal);
+        let mut lets_go = false;
         loop {
             match decoder.next_record() {
                 Ok(Some(raw)) => {
@@ -63,13 +65,22 @@ fn decode(
                 }
                 Ok(None) if rest.is_empty() => return None,
                 Ok(None) => {
+                    if std::mem::take(&mut lets_go) {
+                        decoder.let_go();
+                    }
                     let limit = pieces.as_mut().map(|noise| match noise.below(3) {
                         0 => 1 + noise.below(8),
                         1 => 1 + noise.below(100),
                         _ => 1 + noise.below(9000),
                     });
                     let now = limit.unwrap_or(usize::MAX).min(rest.len());
-                    decoder.feed(&rest[..now]);
+                    match pieces.as_mut().map_or(0, |noise| noise.below(3)) {
+                        0 => decoder.feed(&rest[..now]),
+                        way => {
+                            decoder.feed_shared(Bytes::copy_from_slice(&rest[..now]));
+                            lets_go = way == 2;
+                        }
+                    }
                     rest = &rest[now..];
                 }
                 Err(error) => {

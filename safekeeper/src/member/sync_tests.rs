@@ -149,13 +149,12 @@ fn life(crash_fs: &CrashFs, is_early: bool, note: impl Fn(&[Outgoing]) -> bool) 
         let commit = Commit { generation: Generation(0), term: Term(1), commit_lsn };
         member.take_in(vec![(P1, commit.into())]);
         let job = member.begin_sync()?;
-        // As where it is far: beside the sync.
-        let persisted = member.persist_commit();
         match is_early {
             true => job.run(),
             false => late = Some(Late::begin(job, crash_fs)),
         }
-        persisted.ok()?;
+        // As where it is far: beside the sync.
+        member.persist_commit().ok()?;
     }
     // Whatever comes now but appends waits for the sync.
     drop(late);
