@@ -43,15 +43,31 @@ pub struct Recovered {
 /// More than either side of a comparison touches.
 const WARM_BYTES: usize = 3 << 30;
 
-/// The machine as each side of a comparison must find it: nothing left to be written to disk, memory there, and what it
-/// will read, below `inputs`, in it. In a virtual machine that gives memory back, the first touch of a page after that is
-/// the host's work, and dear: of free memory, and of what the kernel keeps of files that nobody read for a while.
+/// What free memory is in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FreeMemory {
+    /// For who takes ordinary pages, as stock Postgres does: they come dearer out of whole huge ones.
+    Pages,
+    /// For who asks for huge pages, where the kernel has them.
+    HugePages,
+}
+
+/// The machine as each side of a comparison must find it: nothing left to be written to disk, memory there in the pages
+/// that it takes, and what it will read, below `inputs`, in it. In a virtual machine that gives memory back, the first
+/// touch of a page after that is the host's work, and dear: of free memory, and of what the kernel keeps of files that
+/// nobody read for a while.
 ///
 /// # Errors
 /// Whatever the kernel says to a mapping of 3 GiB, or to reading.
-pub fn settle(inputs: &[PathBuf]) -> io::Result<()> {
+pub fn settle(free: FreeMemory, inputs: &[PathBuf]) -> io::Result<()> {
     rustix::fs::sync();
-    MmapMut::map_anon(WARM_BYTES)?.advise(Advice::PopulateWrite)?;
+    let memory = MmapMut::map_anon(WARM_BYTES)?;
+    if free == FreeMemory::HugePages {
+        // A kernel that has none refuses: then they are small.
+        let _ = memory.advise(Advice::HugePage);
+    }
+    memory.advise(Advice::PopulateWrite)?;
+    drop(memory);
     inputs.iter().try_for_each(|input| read_all(input))
 }
 
@@ -121,7 +137,7 @@ impl Course {
         let mut cluster = Cluster::copy_of(&self.postgres, &self.base.data(), "")?;
         let from = self.source.wal_dir().join(".");
         run(Command::new("cp").arg("-a").arg(from).arg(cluster.wal_dir()))?;
-        settle(&[cluster.data()])?;
+        settle(FreeMemory::Pages, &[cluster.data()])?;
         cluster.start()?;
         let recovered = parse(&cluster.log()).context("the server did not recover")?;
         cluster.stop("fast")?;

@@ -55,12 +55,13 @@ struct Arena {
 impl Arena {
     /// The number of a frame that nobody has yet.
     ///
-    /// Ordinary pages of 4 KiB, as stock Postgres uses by default, asked for in pieces that stay in the core's cache until
-    /// they are written. Huge pages would be dearer in a virtual machine that gives free memory back to its host: they
-    /// come from the blocks that it gave back.
+    /// In huge pages, where the kernel has them: a hundredth of the faults, and the core finds most addresses in its own
+    /// table. Where it has none, asked for in pieces that stay in the core's cache until they are written.
     fn new_frame(&mut self) -> io::Result<u32> {
         if self.used == self.extents.len() * FRAMES_AT_ONCE {
             let extent = MmapMut::map_anon(FRAMES_AT_ONCE * PAGE_SIZE)?;
+            // A kernel that has none refuses: then they are small.
+            let _ = extent.advise(Advice::HugePage);
             self.extents.push(extent);
         }
         if self.used.is_multiple_of(FRAMES_CLEARED_AT_ONCE)

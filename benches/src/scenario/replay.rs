@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use treering_bench::{
     cpu::Pinned,
-    recovery::{Course, Recovered, settle},
+    recovery::{Course, FreeMemory, Recovered, settle},
     replay::{Replayed, replay},
 };
 
@@ -53,7 +53,7 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
 fn one_round(course: &Course) -> anyhow::Result<(Recovered, Replayed)> {
     let (theirs, recovered) = course.recover()?;
     let (base, wal) = (course.base(), course.wal_dir());
-    settle(&[base.clone(), wal.clone()])?;
+    settle(FreeMemory::HugePages, &[base.clone(), wal.clone()])?;
     let ours = replay(&base, &wal)?;
     let (ends, theirs_ends) = (ours.last_record, theirs.last_record);
     ensure!(ends == theirs_ends, "replay ends with {ends}, recovery with {theirs_ends}");
