@@ -9,11 +9,13 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use memmap2::{Advice, MmapMut};
 use treering_stock::{Cluster, Postgres, run};
 use treering_types::Lsn;
 
-use crate::log::control_file;
+use crate::{
+    log::control_file,
+    memory::{self, FreeMemory},
+};
 
 /// Nothing in the background, nothing thrown out of memory, no checkpoint but those asked for.
 const SETTINGS: &str = "
@@ -43,31 +45,15 @@ pub struct Recovered {
 /// More than either side of a comparison touches.
 const WARM_BYTES: usize = 3 << 30;
 
-/// What free memory is in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FreeMemory {
-    /// For who takes ordinary pages, as stock Postgres does: they come dearer out of whole huge ones.
-    Pages,
-    /// For who asks for huge pages, where the kernel has them.
-    HugePages,
-}
-
 /// The machine as each side of a comparison must find it: nothing left to be written to disk, memory there in the pages
-/// that it takes, and what it will read, below `inputs`, in it. In a virtual machine that gives memory back, the first
-/// touch of a page after that is the host's work, and dear: of free memory, and of what the kernel keeps of files that
-/// nobody read for a while.
+/// that it takes ([`memory::leave_free`]), and what it will read, below `inputs`, in it: what the kernel keeps of files that nobody
+/// read for a while, a virtual machine may have given back as well.
 ///
 /// # Errors
 /// Whatever the kernel says to a mapping of 3 GiB, or to reading.
 pub fn settle(free: FreeMemory, inputs: &[PathBuf]) -> io::Result<()> {
     rustix::fs::sync();
-    let memory = MmapMut::map_anon(WARM_BYTES)?;
-    if free == FreeMemory::HugePages {
-        // A kernel that has none refuses: then they are small.
-        let _ = memory.advise(Advice::HugePage);
-    }
-    memory.advise(Advice::PopulateWrite)?;
-    drop(memory);
+    memory::leave_free(free, WARM_BYTES)?;
     inputs.iter().try_for_each(|input| read_all(input))
 }
 

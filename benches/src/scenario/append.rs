@@ -17,6 +17,7 @@ use std::{
 use anyhow::{Context, bail};
 use bytes::{Bytes, BytesMut};
 use tokio_util::sync::CancellationToken;
+use treering_bench::memory::Ballast;
 use treering_consensus::{
     Action, Configuration, Proposer, ProposerConfig, ProposerId, TimelineIdentity, codec::Message,
 };
@@ -37,17 +38,17 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
     let (start, wal) =
         treering_bench::wal(megabytes * (1 << 20) / RECORD_BYTES, RECORD_BYTES - 100);
     let wal = Bytes::from(wal);
-    let dir = tempfile::tempdir()?;
+    let (dir, ballast) = (tempfile::tempdir()?, Ballast::new()?);
     let safekeeper = Safekeeper::start(&dir.path().join("safekeeper"))?;
     let mut turns = [(1, Turns::default()), (8, Turns::default())];
     for round in 0..rounds {
         for (under_way, turns) in &mut turns {
             let ours = || {
-                rustix::fs::sync();
+                settle(&ballast)?;
                 append(safekeeper.at, start, &wal, *under_way)
             };
             let theirs = || {
-                rustix::fs::sync();
+                settle(&ballast)?;
                 plain_loop(dir.path(), &wal)
             };
             let (ours, theirs) = if round % 2 == 0 {
@@ -91,6 +92,12 @@ impl Turns {
             )
         }
     }
+}
+
+/// Nothing is left to be written, and no memory is free but what has just been in use.
+fn settle(ballast: &Ballast) -> anyhow::Result<()> {
+    rustix::fs::sync();
+    Ok(ballast.fill()?)
 }
 
 /// MB/s of the loop. The file's blocks are on disk before it begins.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use hdrhistogram::Histogram;
+use treering_bench::memory::Ballast;
 use treering_tests::Treering;
 
 use super::{Size, halves, histogram, pgbench::number_after};
@@ -22,12 +23,12 @@ pub fn run(size: Size) -> anyhow::Result<Vec<Report>> {
     let (rounds, time) = halves(size);
     let (scale, commits) = if size == Size::Full { (40, 1000) } else { (1, 20) };
     eprintln!("  loading scale {scale} four times");
-    let stage = Stage::load(scale)?;
+    let (stage, ballast) = (Stage::load(scale)?, Ballast::new()?);
     let mut found: Vec<Found> = stage.servers().map(|(name, _)| Found::of(name)).into();
     for round in 0..=rounds {
         for (nth, (_, server)) in stage.servers().into_iter().enumerate() {
             let found = &mut found[nth];
-            let (tps, latencies) = (tps(server, time)?, latencies(server, commits)?);
+            let (tps, latencies) = (tps(server, time, &ballast)?, latencies(server, commits)?);
             eprintln!(
                 "    {:<22} {tps:>8.0} tps, a commit {:>7.0} us",
                 found.name,
@@ -122,9 +123,10 @@ impl Stage {
     }
 }
 
-fn tps(server: &Server, time: Duration) -> anyhow::Result<f64> {
+fn tps(server: &Server, time: Duration, ballast: &Ballast) -> anyhow::Result<f64> {
     server.sql("CHECKPOINT")?;
     rustix::fs::sync();
+    ballast.fill()?;
     let seconds = time.as_secs().to_string();
     let arguments = ["-n", "-j", "2", "-c", CLIENTS, "-T", &seconds];
     number_after(&server.pgbench("postgres", &arguments)?, "tps = ")

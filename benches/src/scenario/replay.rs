@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::ensure;
 use treering_bench::{
     cpu::Pinned,
-    recovery::{Course, FreeMemory, Recovered, settle},
+    memory::FreeMemory,
+    recovery::{Course, Recovered, settle},
     replay::{Replayed, replay},
 };
 

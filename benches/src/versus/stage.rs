@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
+use treering_bench::memory::Ballast;
 use treering_tests::Treering;
 use treering_types::Lsn;
 
@@ -46,6 +47,7 @@ pub struct Stage {
     pub size: Size,
     pub scale: u32,
     pub accounts_bytes: u64,
+    ballast: Ballast,
 }
 
 impl Stage {
@@ -63,7 +65,7 @@ impl Stage {
         }
         let accounts_bytes = main.sql("SELECT pg_relation_size('pgbench_accounts')")?.parse()?;
         treering.ok(&["stop", "main"]);
-        Ok(Stage { treering, vanilla, size, scale, accounts_bytes })
+        Ok(Stage { treering, vanilla, size, scale, accounts_bytes, ballast: Ballast::new()? })
     }
 
     /// A new branch, whose compute has not been started.
@@ -76,7 +78,7 @@ impl Stage {
     /// All three, with the tables in memory.
     pub fn warm<'a>(&'a self, branch: &'a Branch<'a>) -> anyhow::Result<Contest<'a>> {
         let [vanilla, noise] = [&self.vanilla[0].server, &self.vanilla[1].server];
-        let contest = Contest { branch, vanilla, noise };
+        let contest = Contest { branch, vanilla, noise, ballast: &self.ballast };
         for server in contest.servers() {
             server.sql(WARM)?;
         }
@@ -156,6 +158,7 @@ pub struct Contest<'a> {
     branch: &'a Branch<'a>,
     pub vanilla: &'a Server,
     pub noise: &'a Server,
+    ballast: &'a Ballast,
 }
 
 impl Contest<'_> {
@@ -173,7 +176,7 @@ impl Contest<'_> {
     }
 
     /// No work of what ran before is left for what runs next: every server has written a checkpoint, the
-    /// pageserver has all WAL and merged it, it is archived, the disk has all files.
+    /// pageserver has all WAL and merged it, it is archived, the disk has all files. And no memory is free but what has just been in use.
     pub fn settle(&self) -> anyhow::Result<()> {
         for server in self.servers() {
             server.sql("CHECKPOINT")?;
@@ -181,6 +184,6 @@ impl Contest<'_> {
         self.branch.wait_for_ingest()?;
         self.branch.wait_for_rest()?;
         rustix::fs::sync();
-        Ok(())
+        Ok(self.ballast.fill()?)
     }
 }
