@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::Context;
 use parking_lot::Mutex;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use treering_consensus::{
     Configuration, Generation, MemberEnd, PgAncestor, TimelineIdentity, settled_end,
 };
@@ -38,6 +38,11 @@ use crate::{
 const LAST_ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// How long another agent may hold our directory before we give up.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
+/// How long the members of a log that was just sealed may take to hear of it, and how often they are asked.
+const SETTLED_LIMIT: Duration = Duration::from_secs(5);
+const SETTLED_PAUSE: Duration = Duration::from_millis(5);
+
+/// The computes of this machine.
 pub struct Agent {
     pub options: AgentOptions,
     pub peers: Peers,
@@ -146,9 +151,22 @@ impl Agent {
         let log = self.log_of(&endpoint, &facts);
         let session = self.elect(log, self.members()?).await?;
         let sealed = session.start_lsn;
-        // Whoever asks next is to find it settled.
+        self.see_settled(&endpoint).await;
         session.end().await;
         Ok(sealed)
+    }
+
+    /// Waits until the members show that they have heard of a commit which the session that is still open tells them of: whoever asks next is to
+    /// find the log settled. A member may be slow to hear, or its connection break and be made again; it is not waited for without end.
+    async fn see_settled(&self, endpoint: &Endpoint) {
+        let settled = async {
+            while !matches!(self.settled_end(endpoint).await, Ok(Some(_))) {
+                sleep(SETTLED_PAUSE).await;
+            }
+        };
+        if timeout(SETTLED_LIMIT, settled).await.is_err() {
+            tracing::info!(timeline = %endpoint.timeline, "the safekeepers have not all heard where the log ends");
+        }
     }
 
     /// Where the log ends, if a majority of the members can tell without an election.

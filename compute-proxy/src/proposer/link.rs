@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpStream, tcp::OwnedWriteHalf},
     runtime::Handle,
     sync::mpsc,
     time::{Instant, sleep, timeout},
@@ -27,6 +27,8 @@ use crate::Safekeeper;
 
 /// Messages that leave together: they were made together.
 const FRAMES_AT_ONCE: usize = 16;
+/// Several messages of so many bytes together are copied into one write.
+const COPIED_BYTES_MAX: usize = 32 * 1024;
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// After a connection that ended, and after the first try that failed.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
@@ -35,9 +37,12 @@ const RECONNECT_PAUSE_MAX: Duration = Duration::from_millis(800);
 /// How long a member may take to hear the last words of a session that is closed.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 
+/// In two pieces, the second of which may be long.
+type Frame = (Bytes, Bytes);
+
 /// What is sent over the connection that stands, and the word that cuts it off.
 struct Outgoing {
-    frames: mpsc::UnboundedSender<Bytes>,
+    frames: mpsc::UnboundedSender<Frame>,
     cut: CancellationToken,
 }
 
@@ -114,12 +119,11 @@ impl Link {
     }
 
     pub(super) fn send(&self, message: &ProposerMessage) {
-        let mut frame = BytesMut::new();
-        message.encode(&mut frame);
         let outgoing = self.outgoing.lock();
         let Some(outgoing) = outgoing.as_ref() else { return };
-        let bytes = frame.len();
-        if outgoing.frames.send(frame.freeze()).is_ok() {
+        let frame = message.encode_in_two();
+        let bytes = bytes_of(&frame);
+        if outgoing.frames.send(frame).is_ok() {
             self.queued.add(bytes);
         }
     }
@@ -196,11 +200,35 @@ impl Way {
     }
 }
 
+fn bytes_of((head, rest): &Frame) -> usize {
+    head.len() + rest.len()
+}
+
+/// Small ones in one write, long ones from where they lie.
+async fn write_frames(
+    writer: &mut OwnedWriteHalf,
+    frames: &mut Vec<Frame>,
+    bytes: usize,
+) -> std::io::Result<()> {
+    if frames.len() > 1 && bytes <= COPIED_BYTES_MAX {
+        let mut all = Vec::with_capacity(bytes);
+        for (head, rest) in frames.drain(..) {
+            all.extend_from_slice(&head);
+            all.extend_from_slice(&rest);
+        }
+        return writer.write_all(&all).await;
+    }
+    for (head, rest) in frames.drain(..) {
+        writer.write_all_buf(&mut head.chain(rest)).await?;
+    }
+    Ok(())
+}
+
 /// One connection until either side ends it.
 async fn converse(
     node: NodeId,
     stream: TcpStream,
-    mut outgoing: mpsc::UnboundedReceiver<Bytes>,
+    mut outgoing: mpsc::UnboundedReceiver<Frame>,
     queued: &Queued,
     events: &mpsc::Sender<Event>,
 ) -> std::io::Result<()> {
@@ -209,13 +237,9 @@ async fn converse(
     let write = async {
         let mut frames = Vec::new();
         while outgoing.recv_many(&mut frames, FRAMES_AT_ONCE).await > 0 {
-            let bytes = frames.iter().map(Bytes::len).sum();
-            let written = match &frames[..] {
-                [frame] => writer.write_all(frame).await,
-                several => writer.write_all(&several.concat()).await,
-            };
+            let bytes = frames.iter().map(bytes_of).sum();
+            let written = write_frames(&mut writer, &mut frames, bytes).await;
             queued.sub(bytes);
-            frames.clear();
             written?;
         }
         // All is said. The connection is left to the member, which closes it when it has taken everything: closed with

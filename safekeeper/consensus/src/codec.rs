@@ -103,13 +103,10 @@ impl Message for ProposerMessage {
                 out.put_u64_le(message.term.0);
                 put_history(out, &message.history);
             }),
-            ProposerMessage::Append(message) => frame(out, APPEND, |out| {
-                out.put_u64_le(message.generation.0);
-                out.put_u64_le(message.term.0);
-                out.put_u64_le(message.lsn.0);
-                out.put_u64_le(message.commit_lsn.0);
+            ProposerMessage::Append(message) => {
+                message.encode_head(out);
                 out.put_slice(&message.bytes);
-            }),
+            }
             ProposerMessage::Commit(message) => frame(out, COMMIT, |out| {
                 out.put_u64_le(message.generation.0);
                 out.put_u64_le(message.term.0);
@@ -131,6 +128,34 @@ impl Message for ProposerMessage {
         };
         finished(tag, f)?;
         Ok(Some(message))
+    }
+}
+
+impl ProposerMessage {
+    /// The message's frame in two pieces, to be sent one behind the other: what is long is not copied.
+    pub fn encode_in_two(&self) -> (Bytes, Bytes) {
+        let (mut head, mut rest) = (BytesMut::new(), Bytes::new());
+        match self {
+            ProposerMessage::Append(message) => {
+                message.encode_head(&mut head);
+                rest = message.bytes.clone();
+            }
+            other => other.encode(&mut head),
+        }
+        (head.freeze(), rest)
+    }
+}
+
+impl Append {
+    /// Its frame up to where the log's bytes come.
+    fn encode_head(&self, out: &mut BytesMut) {
+        let fields = |out: &mut BytesMut| {
+            out.put_u64_le(self.generation.0);
+            out.put_u64_le(self.term.0);
+            out.put_u64_le(self.lsn.0);
+            out.put_u64_le(self.commit_lsn.0);
+        };
+        frame_before(out, APPEND, fields, &self.bytes);
     }
 }
 
@@ -197,16 +222,24 @@ fn finished(tag: u8, fields: &Bytes) -> Result<(), CodecError> {
 }
 
 fn frame(out: &mut BytesMut, tag: u8, fields: impl FnOnce(&mut BytesMut)) {
+    frame_before(out, tag, fields, &[]);
+}
+
+/// A frame less the last of its fields' bytes, which are to be sent behind it.
+fn frame_before(out: &mut BytesMut, tag: u8, fields: impl FnOnce(&mut BytesMut), last: &[u8]) {
     let start = out.len();
     out.put_bytes(0, HEAD);
     out.put_u8(tag);
     fields(out);
     let body = &out[start + HEAD..];
+    let len = body.len() + last.len();
     // A frame that the other side must refuse is a bug of ours, not an operating error.
-    assert!(body.len() <= FRAME_BYTES_MAX, "message of {} bytes", body.len());
-    let (len, crc) = (body.len() as u32, crc32fast::hash(body));
-    out[start..start + 4].copy_from_slice(&len.to_le_bytes());
-    out[start + 4..start + HEAD].copy_from_slice(&crc.to_le_bytes());
+    assert!(len <= FRAME_BYTES_MAX, "message of {len} bytes");
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(body);
+    crc.update(last);
+    out[start..start + 4].copy_from_slice(&(len as u32).to_le_bytes());
+    out[start + 4..start + HEAD].copy_from_slice(&crc.finalize().to_le_bytes());
 }
 
 fn unframe(input: &mut BytesMut) -> Result<Option<(u8, Bytes)>, CodecError> {

@@ -262,11 +262,13 @@ impl Driver {
         answers.into_iter().for_each(|answer| self.answer(answer));
     }
 
-    /// On a thread for it alone: this one is what commits wait for.
+    /// On a thread for it alone: this one is what commits wait for. Where cores are short the file comes too late, and the next segment is a
+    /// sparse one: who writes so much that cores are short waits for no single sync.
     fn fill_spare(&mut self) {
         let Some(filler) = self.member.filler() else { return };
         let timeline = self.member.identity().timeline;
         let fill = move || {
+            treering_threads::unhurried();
             if let Err(error) = filler.run() {
                 tracing::debug!(%error, %timeline, "no segment file made ahead");
             }
