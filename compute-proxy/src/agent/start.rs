@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
+use bytes::Bytes;
 use treering_consensus::{Election, TimelineIdentity};
 use treering_pgfmt::version::PgMajor;
 use treering_types::{ErrorKind, Term};
@@ -206,13 +207,13 @@ impl Agent {
         endpoint: &Endpoint,
         facts: &peers::Timeline,
         election: &Election,
-    ) -> Result<Option<Vec<u8>>, AgentError> {
+    ) -> Result<Option<Bytes>, AgentError> {
         let end = election.start_lsn;
         let range = (end.segment_start(), end);
         let sources = [Some(endpoint.timeline), facts.ancestor_timeline_id];
         for source in sources.into_iter().flatten() {
             match self.peers.committed_wal(endpoint.tenant, source, range, election.donor).await {
-                Ok(Some(bytes)) => return Ok(Some(bytes.to_vec())),
+                Ok(Some(bytes)) => return Ok(Some(bytes)),
                 Ok(None) => {}
                 // They may be in an object store that is away. Only a standby that reads across F would miss them.
                 Err(error) if error.kind == ErrorKind::Unavailable => {

@@ -5,6 +5,7 @@
 //! very same bytes become the first WAL of the new term.
 
 use std::{
+    borrow::Cow,
     fs, io,
     io::Read,
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
@@ -108,11 +109,11 @@ pub fn install_wal(
 }
 
 /// The bytes of F's segment up to F: the real ones, or valid page headers around zeros.
-fn segment_head(
+fn segment_head<'a>(
     major: PgMajor,
     facts: &StartFacts,
-    before_f: Option<&[u8]>,
-) -> anyhow::Result<Vec<u8>> {
+    before_f: Option<&'a [u8]>,
+) -> anyhow::Result<Cow<'a, [u8]>> {
     let length = facts.lsn.segment_offset() as usize;
     if let Some(bytes) = before_f {
         ensure!(
@@ -121,7 +122,7 @@ fn segment_head(
             bytes.len(),
             facts.lsn
         );
-        return Ok(bytes.to_vec());
+        return Ok(bytes.into());
     }
     let mut head = vec![0; length];
     for page in [facts.lsn.segment_start(), facts.lsn.page_start()] {
@@ -131,7 +132,7 @@ fn segment_head(
             place.copy_from_slice(&header);
         }
     }
-    Ok(head)
+    Ok(head.into())
 }
 
 fn write_wal(wal_dir: &Path, pg_tli: u32, mut at: Lsn, mut bytes: &[u8]) -> io::Result<()> {
