@@ -156,10 +156,12 @@ impl Treering {
         let mut family = vec![self.up.id() as i32];
         family.extend(processes::descendants(self.up.id() as i32));
         family.extend(processes::in_directory(&self.data_dir()));
-        for pid in family {
-            processes::kill(pid);
-        }
+        family.iter().for_each(|pid| processes::kill(*pid));
         self.up.wait().expect("wait");
+        // A killed process keeps its ports until it has been taken down.
+        wait_for("an end to what was killed", Duration::from_secs(30), || {
+            family.iter().all(|pid| !processes::is_alive(*pid)).then_some(())
+        });
     }
 
     /// The pid of `up`, the ancestor of all that runs.

@@ -83,6 +83,15 @@ pub fn kill(pid: i32) {
     send(pid, Signal::KILL);
 }
 
+/// False once all its threads are gone, or only wait for its parent: what it had open, ports too, is closed by then.
+pub fn is_alive(pid: i32) -> bool {
+    let runs = |stat: String| {
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    };
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.flat_map(|thread| fs::read_to_string(thread.path().join("stat"))).any(runs)
+}
+
 /// Freezes a process: it is there, and does not answer.
 pub fn freeze(pid: i32) {
     send(pid, Signal::STOP);

@@ -75,7 +75,7 @@ impl Saboteur {
         let thread = thread::spawn(move || {
             let (mut killed, mut frozen) = (0, 0);
             while !until.load(Ordering::Relaxed) && killed + frozen < TROUBLES_MAX {
-                thread::sleep(Duration::from_millis(rand::rng().random_range(300..2500)));
+                thread::sleep(Duration::from_millis(rand::rng().random_range(50..500)));
                 let Some(agent) = processes::service(up, "agent") else { continue };
                 if rand::rng().random_bool(0.5) {
                     processes::kill(agent);
