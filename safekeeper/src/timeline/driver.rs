@@ -262,7 +262,7 @@ impl Driver {
         answers.into_iter().for_each(|answer| self.answer(answer));
     }
 
-    /// On a thread for it alone: this one is what commits wait for. Where cores are short the file comes too late, and the next segment is a
+    /// On a thread for it alone: this one is what commits wait for. Where cores are short the file may come too late, and the next segment is then a
     /// sparse one: who writes so much that cores are short waits for no single sync.
     fn fill_spare(&mut self) {
         let Some(filler) = self.member.filler() else { return };
