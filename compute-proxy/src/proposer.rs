@@ -8,6 +8,7 @@
 mod driver;
 mod link;
 mod old_wal;
+mod patience;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -84,7 +85,7 @@ impl Session {
         let (commit_in, commit) = watch::channel(Lsn::INVALID);
         let (failure_in, failure) = watch::channel(None);
         let (elected_in, mut elected) = watch::channel(None);
-        let close = CancellationToken::new();
+        let (close, all_said) = (CancellationToken::new(), CancellationToken::new());
         let guard = close.clone().drop_guard();
         let tracker = TaskTracker::new();
         let thread = start_thread(close.clone(), tracker.clone())?;
@@ -95,12 +96,20 @@ impl Session {
             tracker: tracker.clone(),
             thread: thread.clone(),
             events: events_in,
-            close: close.clone(),
+            close: all_said.clone(),
         };
         let links = members.iter().filter_map(|node| book.open(*node)).collect();
         let outlets = (commit_in, failure_in, elected_in);
         let driver = Driver::new(proposer, (book, links), old_wal, outlets);
-        thread.spawn(driver.run(events, appends_out, close.clone()));
+        let driving = driver.run(events, appends_out, close.clone());
+        // However it ends: the links outlive what the driver has to say, and the thread outlives them.
+        let all_said = all_said.drop_guard();
+        let closed = close.clone();
+        thread.spawn(async move {
+            let _all_said = all_said;
+            driving.await;
+            closed.cancelled().await;
+        });
         let won = tokio::time::timeout(ELECTION_LIMIT, async {
             let mut failure = failure.clone();
             tokio::select! {

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::Bytes;
 use tokio::{
     sync::{mpsc, watch},
-    time::Instant,
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use treering_consensus::{
@@ -16,12 +16,15 @@ use treering_types::{ErrorKind, Lsn, NodeId};
 use super::{
     link::{Book, Link},
     old_wal::OldWal,
+    patience::patient_members,
 };
 use crate::error::AgentError;
 
 /// WAL is taken from the compute only while less than this waits in the sockets' queues of a quorum.
 const QUEUED_BYTES_MAX: usize = 8 * 1024 * 1024;
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Patient members hear of log and commits so much later, at most.
+const PATIENCE: Duration = Duration::from_millis(10);
 /// A member that owes an answer for so long is taken for hanging or cut off: its connection, and what waits in it, is
 /// given up, and another one tried. Nothing is lost by an error here: it goes on where the member's log ends.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
@@ -61,7 +64,15 @@ impl Driver {
         old_wal: OldWal,
         (commit, failure, elected): Outlets,
     ) -> Driver {
-        Driver { proposer, book, links, old_wal, commit, failure, elected, last_refusal: None }
+        let mut driver =
+            Driver { proposer, book, links, old_wal, commit, failure, elected, last_refusal: None };
+        driver.find_patient();
+        driver
+    }
+
+    fn find_patient(&mut self) {
+        let configuration = self.proposer.configuration();
+        self.proposer.set_patient(patient_members(&self.book.safekeepers, configuration));
     }
 
     pub(super) async fn run(
@@ -71,10 +82,24 @@ impl Driver {
         close: CancellationToken,
     ) {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        let patience = sleep(Duration::ZERO);
+        tokio::pin!(patience);
+        let mut is_patient = false;
         loop {
             let room = self.has_room();
+            if self.proposer.holds_back() && !is_patient {
+                is_patient = true;
+                patience.as_mut().reset(Instant::now() + PATIENCE);
+            }
             let actions = tokio::select! {
-                () = close.cancelled() => return,
+                () = close.cancelled() => {
+                    let last_words = self.proposer.let_go();
+                    return self.carry_out(last_words);
+                }
+                () = &mut patience, if is_patient => {
+                    is_patient = false;
+                    self.proposer.let_go()
+                }
                 Some(event) = events.recv() => self.on_event(event),
                 Some((lsn, bytes)) = appends.recv(), if room => match self.proposer.append(lsn, bytes) {
                     Ok(actions) => actions,
@@ -204,6 +229,7 @@ impl Driver {
                 None => tracing::warn!(%member, "no address is known of a new safekeeper"),
             }
         }
+        self.find_patient();
     }
 
     fn send(&mut self, to: NodeId, message: &ProposerMessage) {

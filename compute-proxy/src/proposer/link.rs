@@ -77,6 +77,7 @@ pub(super) struct Book {
     pub(super) tracker: TaskTracker,
     pub(super) thread: Handle,
     pub(super) events: mpsc::Sender<Event>,
+    /// There is nothing more to be said.
     pub(super) close: CancellationToken,
 }
 

@@ -1,9 +1,10 @@
 //! Which safekeeper a timeline is read from.
 //!
 //! All of them hold the same committed log, each up to where it knows of: any will do that has more than we have. Of
-//! several the one with most is taken, and one that has just failed us only when there is no other.
+//! several the one with most is taken, of equals the one with the lowest number (members that hear later have high ones), and one
+//! that has just failed us only when there is no other.
 
-use std::time::Duration;
+use std::{cmp::Reverse, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -53,8 +54,10 @@ impl Sources {
             source.commit_lsn > have && now.duration_since(source.heard_at) < HEARD_FOR
         };
         let known = state.known.iter().filter(has_more);
-        let best =
-            known.max_by_key(|source| (Some(source.node) != state.avoided, source.commit_lsn));
+        let best = known.max_by_key(|source| {
+            let is_trusted = Some(source.node) != state.avoided;
+            (is_trusted, source.commit_lsn, Reverse(source.node))
+        });
         best.map(|source| source.node)
     }
 
@@ -111,6 +114,10 @@ mod tests {
         assert_eq!(sources.choose(Lsn(32), now), Some(A));
         assert_eq!(sources.choose(Lsn(40), now), Some(B), "there is no other");
         assert_eq!(sources.choose(Lsn(48), now), None);
+        let equals = Sources::default();
+        equals.note(A, Lsn(48), now);
+        equals.note(B, Lsn(48), now);
+        assert_eq!(equals.choose(Lsn(40), now), Some(A));
         sources.avoid(A);
         let later = now + HEARD_FOR;
         sources.note(A, Lsn(40), later);

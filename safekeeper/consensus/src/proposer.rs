@@ -16,6 +16,7 @@
 //! Every call returns the actions to carry out, in order; none of them has to succeed.
 
 mod members;
+mod patience;
 mod window;
 
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use treering_types::{ErrorKind, Lsn, NodeId, TenantId, Term, TimelineId};
 
 use self::{
     members::{Link, Members, Vote},
+    patience::{PATIENT_BYTES_MAX, Patience},
     window::Window,
 };
 use crate::{
@@ -155,6 +157,7 @@ pub struct Proposer {
     /// The end of the log, and its last bytes.
     window: Window,
     commit_lsn: Lsn,
+    patience: Patience,
 }
 
 impl Proposer {
@@ -163,6 +166,7 @@ impl Proposer {
             members: Members::new(config.configuration.clone()),
             window: Window::at(config.timeline.start_lsn, config.window_bytes_max),
             commit_lsn: config.timeline.start_lsn,
+            patience: Patience::default(),
             config,
             pg_ancestors: Vec::new(),
             phase: Phase::Gathering,
@@ -523,7 +527,8 @@ impl Proposer {
             actions.push(send(from, Commit { generation, term: own, commit_lsn }));
         }
         let has_advanced = self.advance_commit();
-        let appends = self.pump(from);
+        // Others may have waited for this answer.
+        let appends = if self.keeps_step(from) { self.pump_all() } else { self.pump(from) };
         if has_advanced {
             actions.extend(self.announce_commit(&appends));
         }
@@ -548,8 +553,8 @@ impl Proposer {
     }
 
     /// To all that follow, but those to whom one of `appends` tells it, or the one that goes out with their next answer: under load
-    /// that is nearly everyone, and each message wakes its receiver.
-    fn announce_commit(&self, appends: &[Action]) -> Vec<Action> {
+    /// that is nearly everyone, and each message wakes its receiver. Patient members hear of it later.
+    fn announce_commit(&mut self, appends: &[Action]) -> Vec<Action> {
         let Phase::Elected(election) = &self.phase else { return Vec::new() };
         let (generation, commit_lsn) = (self.generation(), self.commit_lsn);
         let news = Commit { generation, term: election.term, commit_lsn };
@@ -561,7 +566,10 @@ impl Proposer {
         };
         let mut streaming = self.members.streaming();
         streaming.retain(|member| !is_told(member) && !will_be_told(member));
-        streaming.into_iter().map(|member| send(member, news.clone())).collect()
+        let (later, now): (Vec<_>, Vec<_>) =
+            streaming.into_iter().partition(|member| self.may_wait(*member));
+        self.patience.holds_back |= !later.is_empty();
+        now.into_iter().map(|member| send(member, news.clone())).collect()
     }
 
     fn pump_all(&mut self) -> Vec<Action> {
@@ -569,15 +577,24 @@ impl Proposer {
         members.into_iter().flat_map(|member| self.pump(member)).collect()
     }
 
-    /// Sends a streaming member everything that it lacks and the window has, unless that may gather; asks for what the
-    /// window has not.
+    /// Sends a streaming member everything that it lacks, unless that may gather.
     fn pump(&mut self, member: NodeId) -> Vec<Action> {
+        let lacking = self.members.lacks(member, self.window.end());
+        let held_back = match lacking {
+            0 => return Vec::new(),
+            _ if self.may_wait(member) => PATIENT_BYTES_MAX,
+            _ if self.waits_for_step(member) => GATHERED_BYTES_MAX,
+            _ => 0,
+        };
+        let enough = if self.members.owes_answer(member) { GATHERED_BYTES_MAX } else { 1 };
+        self.patience.holds_back |= lacking < held_back;
+        if lacking < enough.max(held_back) { Vec::new() } else { self.send_lacking(member) }
+    }
+
+    /// Sends a streaming member what it lacks and the window has; asks for what the window has not.
+    fn send_lacking(&mut self, member: NodeId) -> Vec<Action> {
         let Phase::Elected(election) = &self.phase else { return Vec::new() };
         let mut actions = Vec::new();
-        let enough = if self.members.owes_answer(member) { GATHERED_BYTES_MAX } else { 1 };
-        if self.members.lacks(member, self.window.end()) < enough {
-            return actions;
-        }
         while let Some(Link::Streaming { next }) = self.members.link(member) {
             if next >= self.window.end() || !self.members.may_be_sent(member, IN_FLIGHT_BYTES_MAX) {
                 break;

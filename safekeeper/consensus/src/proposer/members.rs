@@ -218,6 +218,10 @@ impl Members {
         }
     }
 
+    pub(super) fn flush_lsn(&self, id: NodeId) -> Option<Lsn> {
+        self.get(id)?.flush_lsn
+    }
+
     pub(super) fn flush_lsns(&self) -> Vec<(NodeId, Option<Lsn>)> {
         self.states.iter().map(|member| (member.id, member.flush_lsn)).collect()
     }

@@ -299,6 +299,105 @@ fn a_commit_is_told_with_the_log_that_waits() {
     assert_eq!(flush(&mut p, C, 1, 116), [send(C, log(116, 116, &[2; 8]))]);
 }
 
+/// Three members that follow from 100 on, of which C may wait.
+fn with_a_patient_member() -> Proposer {
+    let mut p = proposer(&[A, B, C]);
+    p.set_patient(vec![C]);
+    for node in [A, B, C] {
+        greet(&mut p, node, 0);
+    }
+    vote(&mut p, A, 1, 100, &[]);
+    vote(&mut p, B, 1, 100, &[]);
+    for node in [A, B, C] {
+        flush(&mut p, node, 1, 100);
+    }
+    p.let_go();
+    p
+}
+
+fn is_told_of(lsn: u64) -> impl Fn(&Action) -> bool {
+    move |action| match action {
+        Action::Send { message: ProposerMessage::Commit(commit), .. } => commit.commit_lsn.0 == lsn,
+        Action::Send { message: ProposerMessage::Append(append), .. } => append.commit_lsn.0 == lsn,
+        _ => false,
+    }
+}
+
+#[test]
+fn a_patient_member_hears_of_several_commits_at_once() {
+    let mut p = with_a_patient_member();
+    assert!(!p.holds_back());
+    for (lsn, next) in [(100, 116), (116, 132)] {
+        let sent = p.append(Lsn(lsn), vec![1; 16].into()).unwrap();
+        assert_eq!(appends(&sent), [(A, lsn, 16), (B, lsn, 16)]);
+        flush(&mut p, A, 1, next);
+        let told = flush(&mut p, B, 1, next);
+        assert_eq!(p.commit_lsn(), Lsn(next));
+        assert!(told.iter().all(|action| !matches!(action, Action::Send { to: C, .. })));
+    }
+    assert!(p.holds_back());
+    let sent = p.let_go();
+    assert_eq!(appends(&sent), [(C, 100, 32)]);
+    assert!(sent.iter().all(is_told_of(132)) && !p.holds_back());
+    assert_eq!(flush(&mut p, C, 1, 132), []);
+    assert!(!p.holds_back(), "it has all there is, and knows of it");
+    let much = PATIENT_BYTES_MAX as usize;
+    let sent = p.append(Lsn(132), vec![2; much].into()).unwrap();
+    assert_eq!(appends(&sent).last(), Some(&(C, 132, much)), "much does not wait");
+}
+
+#[test]
+fn neighbours_are_sent_the_log_in_step() {
+    let mut p = with_a_patient_member();
+    let sent = p.append(Lsn(100), vec![1; 16].into()).unwrap();
+    assert_eq!(appends(&sent), [(A, 100, 16), (B, 100, 16)]);
+    assert_eq!(p.append(Lsn(116), vec![2; 8].into()).unwrap(), []);
+    assert_eq!(flush(&mut p, A, 1, 116), [], "B is not ready");
+    assert_eq!(p.append(Lsn(124), vec![3; 8].into()).unwrap(), []);
+    let sent = flush(&mut p, B, 1, 116);
+    assert_eq!(appends(&sent), [(A, 116, 16), (B, 116, 16)]);
+    assert!(sent.iter().all(is_told_of(116)));
+    // B hangs: A is not held up for long.
+    assert_eq!(appends(&p.append(Lsn(132), vec![4; 8].into()).unwrap()), []);
+    assert_eq!(flush(&mut p, A, 1, 132), []);
+    assert!(p.holds_back());
+    assert!(appends(&p.let_go()).contains(&(A, 132, 8)));
+    let much = GATHERED_BYTES_MAX as usize;
+    let sent = p.append(Lsn(140), vec![5; much].into()).unwrap();
+    assert!(appends(&sent).contains(&(A, 140, much)), "much does not wait");
+}
+
+#[test]
+fn nobody_waits_where_the_commit_needs_everyone() {
+    let mut p = with_a_patient_member();
+    // B hangs: nobody knows yet, and C is given it a little later.
+    assert_eq!(appends(&p.append(Lsn(100), vec![1; 16].into()).unwrap()).len(), 2);
+    flush(&mut p, A, 1, 116);
+    assert_eq!(appends(&p.let_go()), [(C, 100, 16)]);
+    let told = flush(&mut p, C, 1, 116);
+    assert_eq!(p.commit_lsn(), Lsn(116));
+    assert!(told.iter().any(|action| matches!(action, Action::Send { to: C, .. })), "{told:?}");
+    // From now on it is known.
+    let sent = p.append(Lsn(116), vec![2; 16].into()).unwrap();
+    assert_eq!(appends(&sent), [(A, 116, 16), (C, 116, 16)]);
+    flush(&mut p, A, 1, 132);
+    flush(&mut p, C, 1, 132);
+    // B is back, and has all that is committed.
+    assert_eq!(appends(&flush(&mut p, B, 1, 116)), [(B, 116, 16)]);
+    flush(&mut p, B, 1, 132);
+    assert_eq!(
+        appends(&p.append(Lsn(132), vec![3; 8].into()).unwrap()),
+        [(A, 132, 8), (B, 132, 8)]
+    );
+    // B is gone, and that is known at once.
+    p.on_disconnected(B);
+    flush(&mut p, A, 1, 140);
+    assert_eq!(
+        appends(&p.append(Lsn(140), vec![4; 8].into()).unwrap()),
+        [(A, 140, 8), (C, 132, 16)]
+    );
+}
+
 #[test]
 fn a_new_connection_owes_nothing() {
     let mut p = proposer(&[A]);

@@ -114,6 +114,7 @@ fn run_all(plan: Plan, count: u64) {
         total.reconfigured += stats.reconfigured;
         total.settled += stats.settled;
         total.unsettled += stats.unsettled;
+        total.held_back += stats.held_back;
     }
     println!("{} of {} members: {total:?}", plan.members, plan.nodes);
     if number("SIMULATOR_SEED").is_none() {
@@ -125,6 +126,7 @@ fn run_all(plan: Plan, count: u64) {
         assert!(has_changed || !plan.changes, "{total:?}");
         let is_asked = total.settled > least && total.unsettled > 0;
         assert!(is_asked || plan.changes, "{total:?}");
+        assert!(total.held_back > least || plan.members == 1, "{total:?}");
     }
 }
 

@@ -83,6 +83,7 @@ pub struct Stats {
     pub reconfigured: usize,
     pub settled: usize,
     pub unsettled: usize,
+    pub held_back: usize,
 }
 
 pub struct World {
@@ -249,9 +250,15 @@ impl World {
         self.serial += 1;
         let mut id = [0; 16];
         id[..8].copy_from_slice(&self.serial.to_le_bytes());
-        let compute = Compute::new(ProposerId(id), configuration, left);
+        let mut compute = Compute::new(ProposerId(id), configuration, left);
         let id = compute.id;
         let members = compute.proposer.configuration().all_members();
+        // A planted error is rare enough without it.
+        if self.plan.bug.is_none() && self.dice.once_in(2) {
+            let mut patient = members.clone();
+            patient.retain(|_| self.dice.once_in(3));
+            compute.proposer.set_patient(patient);
+        }
         self.computes.push(compute);
         members.into_iter().for_each(|node| self.connect(id, node));
         self.after(1, Event::Beat { compute: id });
@@ -404,8 +411,20 @@ impl World {
         };
         self.carry_out(id, heartbeat);
         self.carry_out(id, appends);
+        self.let_go(id);
         let pause = 1 + self.dice.below(BEAT_EVERY) as u64;
         self.after(pause, Event::Beat { compute: id });
+    }
+
+    /// What patient members were not sent, sooner or later.
+    fn let_go(&mut self, id: ProposerId) {
+        let Some(index) = self.compute(id) else { return };
+        let proposer = &mut self.computes[index].proposer;
+        if proposer.holds_back() && self.dice.once_in(2) {
+            self.stats.held_back += 1;
+            let actions = proposer.let_go();
+            self.carry_out(id, actions);
+        }
     }
 
     /// Postgres writes a few records, whether or not anyone carries them out.
