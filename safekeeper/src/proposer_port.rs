@@ -171,26 +171,17 @@ struct Reader<R> {
 /// A socket's reading side.
 trait Incoming: AsyncRead + Unpin {
     async fn readable(&self) -> io::Result<()>;
-    fn try_read(&self, input: &mut BytesMut) -> io::Result<usize>;
 }
 
 impl Incoming for TcpStream {
     async fn readable(&self) -> io::Result<()> {
         TcpStream::readable(self).await
     }
-
-    fn try_read(&self, input: &mut BytesMut) -> io::Result<usize> {
-        self.try_read_buf(input)
-    }
 }
 
 impl Incoming for OwnedReadHalf {
     async fn readable(&self) -> io::Result<()> {
         OwnedReadHalf::readable(self).await
-    }
-
-    fn try_read(&self, input: &mut BytesMut) -> io::Result<usize> {
-        self.try_read_buf(input)
     }
 }
 
@@ -204,11 +195,8 @@ impl<R: Incoming> Reader<R> {
             // Room is made when there is something to read: by then the messages before may have let go of theirs.
             self.read.readable().await?;
             self.input.reserve(READ_BYTES);
-            match self.read.try_read(&mut self.input) {
-                Ok(0) => return Ok(None),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error.into()),
+            if self.read.read_buf(&mut self.input).await? == 0 {
+                return Ok(None);
             }
         }
     }
