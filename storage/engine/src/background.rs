@@ -57,6 +57,8 @@ impl Bell {
 /// Starts the thread; it ends when the engine is dropped.
 pub(crate) fn spawn(context: Arc<Context>, engine: Weak<Engine>) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("treering-flush".to_owned()).spawn(move || {
+        // Nobody waits for it but ingest, when memory is full, and that holds up writers only once it is far behind.
+        treering_threads::unhurried();
         while context.flush_bell.wait() {
             let Some(engine) = engine.upgrade() else { break };
             turn(&engine);
