@@ -94,6 +94,8 @@ impl Driver {
             let actions = tokio::select! {
                 () = close.cancelled() => {
                     let last_words = self.proposer.let_go();
+                    // Nor is what follows from them held back.
+                    self.proposer.set_patient(Vec::new());
                     return self.carry_out(last_words);
                 }
                 () = &mut patience, if is_patient => {
@@ -149,7 +151,8 @@ impl Driver {
             Event::Disconnected(node) => {
                 self.note_answer(node);
                 self.proposer.on_disconnected(node);
-                Vec::new()
+                // The others may have been waiting for it.
+                if self.proposer.holds_back() { self.proposer.let_go() } else { Vec::new() }
             }
             Event::Message(node, message) => {
                 self.note_answer(node);

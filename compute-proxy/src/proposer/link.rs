@@ -1,4 +1,4 @@
-//! The way to one member: a task that connects, again and again, until the session is closed. What is queued by then is
+//! The way to one member: a task that connects, again and again, until the driver has no more to say. What is queued by then is
 //! still sent: a member that missed the last commit would keep it from the pageserver until somebody is elected again.
 
 use std::{
@@ -143,7 +143,7 @@ impl Link {
     }
 }
 
-/// Once the session is closed: takes no more, and returns when there was time to send what had been taken.
+/// Once all is said: takes no more, and returns when there was time to send what had been taken.
 async fn link_closed(close: &CancellationToken, outgoing: Arc<Mutex<Option<Outgoing>>>) {
     close.cancelled().await;
     let connection = outgoing.lock().take();
@@ -163,7 +163,7 @@ struct Way {
 }
 
 impl Way {
-    /// One connection after the other, until the session is closed.
+    /// One connection after the other, until all is said.
     async fn keep(&self, close: &CancellationToken) {
         let mut pause = RECONNECT_PAUSE;
         loop {

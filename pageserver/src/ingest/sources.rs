@@ -1,8 +1,8 @@
 //! Which safekeeper a timeline is read from.
 //!
 //! All of them hold the same committed log, each up to where it knows of: any will do that has more than we have. Of
-//! several the one with most is taken, of equals the one with the lowest number (members that hear later have high ones), and one
-//! that has just failed us only when there is no other.
+//! several the one with most is taken, of equals the one with the lowest number (those that may hear of commits later have the
+//! highest), and one that has just failed us only when there is no other.
 
 use std::{cmp::Reverse, time::Duration};
 

@@ -527,8 +527,11 @@ impl Proposer {
             actions.push(send(from, Commit { generation, term: own, commit_lsn }));
         }
         let has_advanced = self.advance_commit();
-        // Others may have waited for this answer.
-        let appends = if self.keeps_step(from) { self.pump_all() } else { self.pump(from) };
+        // Others may have waited for this answer, or for nobody any more.
+        let appends = match has_advanced || self.keeps_step(from) {
+            true => self.pump_all(),
+            false => self.pump(from),
+        };
         if has_advanced {
             actions.extend(self.announce_commit(&appends));
         }
@@ -548,6 +551,7 @@ impl Proposer {
             return false;
         }
         self.commit_lsn = reached;
+        self.patience.is_stuck = false;
         self.window.drop_before(self.members.lowest_need().unwrap_or(reached).min(reached));
         true
     }

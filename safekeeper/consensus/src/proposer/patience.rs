@@ -3,7 +3,8 @@
 //! Where members share a machine, each of them that syncs every commit takes cores and disk from those that the commit waits
 //! for. While the others are a quorum and follow closely, a *patient* member is sent what has gathered in a while instead of every
 //! piece, and the others are sent the log in step: when all of them have answered for what they had. To a member the network is
-//! somewhat slower, and nothing else is different. As soon as the commit has passed one of the others by, nobody waits for anybody.
+//! somewhat slower, and nothing else is different. Once the commit has passed so many of the others by that the rest are no quorum,
+//! nobody waits for anybody.
 
 use super::{Action, Link, NodeId, Phase, Proposer, send};
 use crate::Commit;
@@ -16,12 +17,14 @@ pub(super) struct Patience {
     members: Vec<NodeId>,
     /// Something was not sent for patience's sake.
     pub(super) holds_back: bool,
+    /// Nothing was committed since something was last let go.
+    pub(super) is_stuck: bool,
 }
 
 impl Proposer {
     /// Names the members that may hear of the log, and of commits, later than the others, as far as the commit does not wait
     /// for them. The owner sees to it that what is held back ([`Proposer::holds_back`]) is let go soon ([`Proposer::let_go`]):
-    /// while one of the others hangs, the first commit waits for that.
+    /// while one of the others hangs, the first commit waits for that, and longer than for one call only within a record.
     pub fn set_patient(&mut self, members: Vec<NodeId>) {
         self.patience.members = members;
     }
@@ -31,18 +34,22 @@ impl Proposer {
         self.patience.holds_back
     }
 
-    /// Sends what was held back: log, or else just the news of what is committed.
+    /// Sends patient members what was held back: log, or else just the news of what is committed. The others go on waiting for each
+    /// other, unless nothing was committed since the call before.
     pub fn let_go(&mut self) -> Vec<Action> {
         self.patience.holds_back = false;
+        let is_stuck = std::mem::replace(&mut self.patience.is_stuck, true);
         let Phase::Elected(election) = &self.phase else { return Vec::new() };
         let (generation, commit_lsn) = (self.generation(), self.commit_lsn);
         let news = Commit { generation, term: election.term, commit_lsn };
         let mut actions = Vec::new();
         for member in self.members.streaming() {
+            let is_patient = self.is_patient(member);
             match self.members.lacks(member, self.window.end()) {
-                0 if self.is_patient(member) => actions.push(send(member, news.clone())),
+                0 if is_patient => actions.push(send(member, news.clone())),
                 0 => {}
-                _ => actions.extend(self.send_lacking(member)),
+                _ if is_patient || is_stuck => actions.extend(self.send_lacking(member)),
+                _ => self.patience.holds_back = true,
             }
         }
         actions

@@ -361,6 +361,8 @@ fn neighbours_are_sent_the_log_in_step() {
     assert_eq!(appends(&p.append(Lsn(132), vec![4; 8].into()).unwrap()), []);
     assert_eq!(flush(&mut p, A, 1, 132), []);
     assert!(p.holds_back());
+    assert_eq!(appends(&p.let_go()), [(C, 100, 40)]);
+    assert!(p.holds_back(), "something was committed a moment ago");
     assert!(appends(&p.let_go()).contains(&(A, 132, 8)));
     let much = GATHERED_BYTES_MAX as usize;
     let sent = p.append(Lsn(140), vec![5; much].into()).unwrap();
@@ -374,12 +376,12 @@ fn nobody_waits_where_the_commit_needs_everyone() {
     assert_eq!(appends(&p.append(Lsn(100), vec![1; 16].into()).unwrap()).len(), 2);
     flush(&mut p, A, 1, 116);
     assert_eq!(appends(&p.let_go()), [(C, 100, 16)]);
-    let told = flush(&mut p, C, 1, 116);
+    assert_eq!(p.append(Lsn(116), vec![2; 16].into()).unwrap(), [], "A waits for B");
+    let sent = flush(&mut p, C, 1, 116);
     assert_eq!(p.commit_lsn(), Lsn(116));
-    assert!(told.iter().any(|action| matches!(action, Action::Send { to: C, .. })), "{told:?}");
-    // From now on it is known.
-    let sent = p.append(Lsn(116), vec![2; 16].into()).unwrap();
+    // Now it is known, and what was held back goes out.
     assert_eq!(appends(&sent), [(A, 116, 16), (C, 116, 16)]);
+    assert!(sent.iter().all(is_told_of(116)), "{sent:?}");
     flush(&mut p, A, 1, 132);
     flush(&mut p, C, 1, 132);
     // B is back, and has all that is committed.
