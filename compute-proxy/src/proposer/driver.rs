@@ -93,9 +93,10 @@ impl Driver {
             }
             let actions = tokio::select! {
                 () = close.cancelled() => {
-                    let last_words = self.proposer.let_go();
-                    // Nor is what follows from them held back.
+                    let mut last_words = self.proposer.let_go();
+                    // Nothing is held back any more, nor what follows from it.
                     self.proposer.set_patient(Vec::new());
+                    last_words.extend(self.proposer.let_go());
                     return self.carry_out(last_words);
                 }
                 () = &mut patience, if is_patient => {

@@ -35,10 +35,11 @@ impl Proposer {
     }
 
     /// Sends patient members what was held back: log, or else just the news of what is committed. The others go on waiting for each
-    /// other, unless nothing was committed since the call before.
+    /// other, unless nothing was committed since the call before, or one of them is gone.
     pub fn let_go(&mut self) -> Vec<Action> {
         self.patience.holds_back = false;
-        let is_stuck = std::mem::replace(&mut self.patience.is_stuck, true);
+        let was_stuck = std::mem::replace(&mut self.patience.is_stuck, true);
+        let all_go = was_stuck || !self.can_do_without_patient();
         let Phase::Elected(election) = &self.phase else { return Vec::new() };
         let (generation, commit_lsn) = (self.generation(), self.commit_lsn);
         let news = Commit { generation, term: election.term, commit_lsn };
@@ -48,7 +49,7 @@ impl Proposer {
             match self.members.lacks(member, self.window.end()) {
                 0 if is_patient => actions.push(send(member, news.clone())),
                 0 => {}
-                _ if is_patient || is_stuck => actions.extend(self.send_lacking(member)),
+                _ if is_patient || all_go => actions.extend(self.send_lacking(member)),
                 _ => self.patience.holds_back = true,
             }
         }

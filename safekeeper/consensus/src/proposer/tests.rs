@@ -370,6 +370,17 @@ fn neighbours_are_sent_the_log_in_step() {
 }
 
 #[test]
+fn nobody_keeps_step_with_one_that_is_gone() {
+    let mut p = with_a_patient_member();
+    p.append(Lsn(100), vec![1; 16].into()).unwrap();
+    flush(&mut p, A, 1, 116);
+    assert_eq!(p.append(Lsn(116), vec![2; 8].into()).unwrap(), [], "A waits for B");
+    p.on_disconnected(B);
+    assert_eq!(appends(&p.let_go()), [(A, 116, 8), (C, 100, 24)]);
+    assert!(!p.holds_back());
+}
+
+#[test]
 fn nobody_waits_where_the_commit_needs_everyone() {
     let mut p = with_a_patient_member();
     // B hangs: nobody knows yet, and C is given it a little later.
