@@ -15,6 +15,7 @@ use treering_types::TenantId;
 use crate::{
     background::Bell,
     cache::Caches,
+    compact::Haste,
     layer::{LayerDesc, LayerOwner, file::LayerFile},
     options::EngineOptions,
     residence::Residence,
@@ -64,6 +65,7 @@ pub(crate) struct Context {
     pub caches: Caches,
     pub flush_bell: Bell,
     pub compaction_bell: Bell,
+    pub haste: Haste,
     /// Memory of all open and frozen layers.
     pub open_bytes: Arc<AtomicUsize>,
     /// Of all timelines, deleted ones included.
@@ -87,6 +89,7 @@ impl Context {
             caches,
             flush_bell: Bell::default(),
             compaction_bell: Bell::default(),
+            haste: Haste::default(),
             open_bytes: Arc::default(),
             traffic: Traffic::default(),
             serials: AtomicU64::new(1),

@@ -94,6 +94,7 @@ impl Timeline {
         self.progress.set_disk_consistent_lsn(end_lsn);
         self.traffic.count_flush(bytes);
         self.context.traffic.count_flush(bytes);
+        self.context.haste.note_runs(self.layers().files.runs.len());
         self.context.compaction_bell.ring();
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::marker::PhantomData;
+use std::{fs::File, marker::PhantomData, os::unix::fs::FileExt, time::Duration};
 
 use rustix::{
     process::nice,
@@ -17,6 +17,41 @@ const NICENESS: i32 = 10;
 pub fn unhurried() {
     // It is as urgent as before if that cannot be had.
     let _ = nice(NICENESS);
+}
+
+/// How the calling thread fares: how long it runs, and how long it would have run had nobody else been on the core.
+pub struct CoreClock {
+    file: File,
+    /// Of one thread, and its alone.
+    _thread: PhantomData<*const ()>,
+}
+
+/// Since the thread began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CoreTime {
+    /// On a core.
+    pub ran: Duration,
+    /// Ready to run, and kept waiting for a core.
+    pub waited: Duration,
+}
+
+impl CoreClock {
+    /// The calling thread's; `None` where the kernel does not tell.
+    pub fn of_this_thread() -> Option<CoreClock> {
+        let file = File::open("/proc/thread-self/schedstat").ok()?;
+        let clock = CoreClock { file, _thread: PhantomData };
+        clock.now().map(|_| clock)
+    }
+
+    /// Two numbers of nanoseconds and one of turns (Linux: Documentation/scheduler/sched-stats.rst).
+    pub fn now(&self) -> Option<CoreTime> {
+        let mut bytes = [0; 64];
+        let len = self.file.read_at(&mut bytes, 0).ok()?;
+        let text = std::str::from_utf8(bytes.get(..len)?).ok()?;
+        let mut numbers = text.split_whitespace().map_while(|number| number.parse().ok());
+        let (ran, waited) = (numbers.next()?, numbers.next()?);
+        Some(CoreTime { ran: Duration::from_nanos(ran), waited: Duration::from_nanos(waited) })
+    }
 }
 
 /// Where the thread that made it may run. Threads that it starts begin where it is: let it go anywhere first.
@@ -63,7 +98,23 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+
+    #[test]
+    fn the_clock_tells_running_from_sleeping() {
+        // Kernels without scheduler statistics do not tell.
+        let Some(clock) = CoreClock::of_this_thread() else { return };
+        let before = clock.now().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        let slept = clock.now().unwrap();
+        assert!(slept.ran - before.ran < Duration::from_millis(40), "{before:?} {slept:?}");
+        let begin = Instant::now();
+        while clock.now().unwrap().ran - slept.ran < Duration::from_millis(20) {
+            assert!(begin.elapsed() < Duration::from_secs(60), "it never runs");
+        }
+    }
 
     #[test]
     fn a_thread_goes_beside_another_and_back() {

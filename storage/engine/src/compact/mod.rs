@@ -2,7 +2,7 @@
 //!
 //! [`plan`] says which adjacent runs to merge (pure); [`merge`] streams their entries; [`sieve`] lets through what [`points`] need,
 //! asking [`past`] about relations and pages; [`copies`] adds pages of copied databases; [`output`] writes the run; [`parts`] says what may be done side by side,
-//! [`moves`] what need not be done at all; [`run`] ties them together and publishes; [`thread`] does so behind everyone's back.
+//! [`moves`] what need not be done at all, [`pace`] how fast; [`run`] ties them together and publishes; [`thread`] does so behind everyone's back.
 //!
 //! # What may be dropped
 //!
@@ -47,6 +47,7 @@ mod copies;
 mod merge;
 mod moves;
 mod output;
+mod pace;
 mod parts;
 mod past;
 mod plan;
@@ -56,6 +57,7 @@ mod sieve;
 pub(crate) mod thread;
 mod weigh;
 
+pub(crate) use pace::Haste;
 pub(crate) use points::Points;
 pub use run::Compacted;
 

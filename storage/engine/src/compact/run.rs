@@ -18,6 +18,7 @@ use super::{
     merge::Merge,
     moves::Moves,
     output::{Output, Written},
+    pace::Pace,
     parts::ranges,
     past::TimelinePast,
     plan::{Job, Limits, Reason, RunShape, garbage_bytes, plan},
@@ -44,6 +45,15 @@ pub struct Compacted {
     pub bytes_written: u64,
 }
 
+/// How a merge is asked for.
+#[derive(Clone, Copy, Debug)]
+struct Wish {
+    /// Everything into one run, due or not.
+    force: bool,
+    /// Not at the cost of others ([`Pace`]).
+    give_way: bool,
+}
+
 /// How much compaction there is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Debt {
@@ -60,12 +70,15 @@ impl Timeline {
     /// `Io` when the disk refuses (it may be tried again), `Latched` after a failed sync, `Corrupt` naming a damaged layer,
     /// `NoTimeline` when it is deleted meanwhile, `Shutdown`. Nothing is lost then, and nothing is left behind.
     pub fn compact(&self, force: bool) -> Result<Compacted> {
+        // The one under way as well.
+        let _awaited = self.context.haste.await_merge();
         let mut done = Compacted::default();
+        let once = |force| self.compact_locked(Wish { force, give_way: false }, self.compacting.lock());
         if force {
-            done.add(self.compact_once(true)?);
+            done.add(once(true)?);
         }
         loop {
-            let merged = self.compact_once(false)?;
+            let merged = once(false)?;
             if merged.merges == 0 {
                 return Ok(done);
             }
@@ -73,20 +86,21 @@ impl Timeline {
         }
     }
 
-    /// One merge, if one is due. What failed is kept for writers that wait for it.
-    pub(crate) fn compact_once(&self, force: bool) -> Result<Compacted> {
-        let guard = self.compacting.lock();
-        self.compact_locked(force, guard)
+    /// One merge, if one is due, behind everyone's back: it gives way to others while there is time. What failed is kept for
+    /// writers that wait for it.
+    pub(crate) fn compact_behind(&self) -> Result<Compacted> {
+        self.compact_locked(Wish { force: false, give_way: true }, self.compacting.lock())
     }
 
     /// The same, unless a merge is under way. For those who want its outcome, not to do the next one as well.
     pub(crate) fn compact_unless_busy(&self) -> Result<Option<Compacted>> {
         let guard = self.compacting.try_lock();
-        guard.map(|guard| self.compact_locked(false, guard)).transpose()
+        let wish = Wish { force: false, give_way: false };
+        guard.map(|guard| self.compact_locked(wish, guard)).transpose()
     }
 
-    fn compact_locked(&self, force: bool, guard: MutexGuard<'_, ()>) -> Result<Compacted> {
-        let merged = self.merge_next(force);
+    fn compact_locked(&self, wish: Wish, guard: MutexGuard<'_, ()>) -> Result<Compacted> {
+        let merged = self.merge_next(wish);
         drop(guard);
         *self.merge_problem.lock() = merged.as_ref().err().cloned();
         self.progress.notify();
@@ -112,14 +126,14 @@ impl Timeline {
     }
 
     /// With `compacting` held: one at a time.
-    fn merge_next(&self, force: bool) -> Result<Compacted> {
+    fn merge_next(&self, wish: Wish) -> Result<Compacted> {
         self.check_may_merge()?;
         // Before the layers are looked at: whatever lies at or below the cut-off is in files then.
         let (cut_off, lsns) = self.retained_now();
         let files = std::sync::Arc::clone(&self.layers().files);
         let points = Points::new(cut_off, lsns.iter().copied());
         let shapes = shapes(&files, &points);
-        let job = match force && !files.runs.is_empty() {
+        let job = match wish.force && !files.runs.is_empty() {
             true => Some(Job { runs: 0..files.runs.len(), reason: Reason::Forced }),
             false => plan(&shapes, &self.limits(cut_off)),
         };
@@ -134,7 +148,7 @@ impl Timeline {
         let all = Points::new(cut_off, lsns.into_iter().chain(copies.pinned()));
         let moves = self.moves(&files, &job, &all, &copies)?;
         let (bytes_read, run) =
-            self.write_merged(&files, &job, &all, (&points, &copies, &moves))?;
+            self.write_merged(&files, &job, &all, (&points, &copies, &moves), wish.give_way)?;
         let bytes_written = run.bytes() - moves.bytes();
         let done = Compacted { merges: 1, bytes_read, bytes_written };
         let merged = files.runs.get(job.runs.clone()).unwrap_or_default();
@@ -184,6 +198,7 @@ impl Timeline {
         job: &Job,
         points: &Points,
         (singles, copies, moves): (&Points, &KnownCopies, &Moves),
+        give_way: bool,
     ) -> Result<(u64, Run)> {
         let runs = &moves.rest_of(files.runs.get(job.runs.clone()).unwrap_or_default());
         let is_bottom = job.runs.end == files.runs.len() && self.ancestor().is_none();
@@ -193,7 +208,7 @@ impl Timeline {
             let options = &self.context.options;
             let threads = if copies.any_due(copy_below) { 1 } else { options.merge_threads };
             let ranges = ranges(runs, threads, options.merge_part_bytes_min);
-            let sift = Sift { runs, points, is_bottom, copy_below, parts: ranges.len() };
+            let sift = Sift { runs, points, is_bottom, copy_below, parts: ranges.len(), give_way };
             let output = || Output::new(self, is_bottom, moves.cuts());
             let mut parts: Vec<_> = ranges.into_iter().map(|range| (range, output())).collect();
             let sifted = self.sift_all(&sift, &mut parts);
@@ -283,10 +298,12 @@ impl Timeline {
         let mut sieve = Sieve::new(sift.points, TimelinePast::new(self, share), rules);
         let mut copies = CopyOut::new(sift.copy_below);
         let mut merge = Merge::of_range(sift.runs, range)?;
+        let mut pace = sift.give_way.then(|| Pace::of_this_thread(&self.context));
         let mut count = 0usize;
         let mut next = merge.next()?;
         loop {
             if count.is_multiple_of(LOOK_EVERY) {
+                pace.iter_mut().for_each(Pace::keep);
                 self.check_may_merge()?;
                 if given_up.load(Ordering::Relaxed) {
                     return Ok(None);
@@ -372,6 +389,7 @@ struct Sift<'a> {
     copy_below: Lsn,
     /// How many there are.
     parts: usize,
+    give_way: bool,
 }
 
 /// Opens what the parts have written: together a run.

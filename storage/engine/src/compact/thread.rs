@@ -52,8 +52,15 @@ impl Worker {
                 timeline.move_cut_off(microseconds_since_2000()).map(|()| false)
             })?;
         }
-        while self.each(context, |timeline| Ok(timeline.compact_once(false)?.merges > 0))? {}
-        Some(())
+        loop {
+            let timelines = self.engine.upgrade()?.timelines();
+            let runs = timelines.iter().map(|timeline| timeline.layers().files.runs.len());
+            context.haste.set_runs(runs.max().unwrap_or(0));
+            drop(timelines);
+            if !self.each(context, |timeline| Ok(timeline.compact_behind()?.merges > 0))? {
+                return Some(());
+            }
+        }
     }
 
     /// Does it for each timeline that is not resting; true when there may be more to do.
