@@ -116,7 +116,12 @@ mod tests {
     #[test]
     fn rests_grow_shorter_with_runs_and_end_where_somebody_waits() {
         let haste = Haste::default();
-        let rests: Vec<u32> = (0..16).map(|runs| { haste.set_runs(runs); haste.rest(8) }).collect();
+        let rests: Vec<u32> = (0..16)
+            .map(|runs| {
+                haste.set_runs(runs);
+                haste.rest(8)
+            })
+            .collect();
         assert_eq!(rests, [31, 31, 31, 31, 31, 31, 31, 31, 31, 15, 5, 1, 0, 0, 0, 0]);
         haste.set_runs(3);
         haste.note_runs(9);

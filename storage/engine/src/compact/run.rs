@@ -73,7 +73,8 @@ impl Timeline {
         // The one under way as well.
         let _awaited = self.context.haste.await_merge();
         let mut done = Compacted::default();
-        let once = |force| self.compact_locked(Wish { force, give_way: false }, self.compacting.lock());
+        let once =
+            |force| self.compact_locked(Wish { force, give_way: false }, self.compacting.lock());
         if force {
             done.add(once(true)?);
         }
