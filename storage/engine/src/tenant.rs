@@ -361,7 +361,7 @@ impl Tenant {
         let timeline = self.forget(id)?;
         timeline.set_phase(Phase::Deleted);
         // Waits for a merge and a flush that are under way; none begins after it.
-        let _merge = timeline.compacting.lock();
+        let _merge = timeline.hold_merges();
         let _manifest = timeline.manifest.lock();
         let removed = self.remove_directory(&timeline.directory);
         self.state.lock().leaving.remove(&id);
@@ -409,7 +409,7 @@ impl Tenant {
             entry
         };
         // Waits for a merge and a flush that are under way, not under the tenant's lock: they may want it.
-        let _merge = old.compacting.lock();
+        let _merge = old.hold_merges();
         let manifest = old.manifest.lock().clone();
         let phase = if archived { Phase::Archived } else { Phase::Live };
         let fresh = self.timeline_from(id, entry, manifest, phase)?;
@@ -509,7 +509,7 @@ impl Tenant {
         // Not under the state's lock: a flush takes it while it holds its timeline's manifest.
         for timeline in timelines.into_values().chain(importing.into_values()) {
             timeline.set_phase(Phase::Deleted);
-            drop(timeline.compacting.lock());
+            drop(timeline.hold_merges());
             drop(timeline.manifest.lock());
         }
     }

@@ -21,7 +21,7 @@ const CONTENDED: u32 = 4;
 /// A rest, in stints, by how many runs some timeline has past `runs_max`.
 const RESTS: [u32; 4] = [31, 15, 5, 1];
 /// While it rests it looks this often whether there is haste now.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What makes merges urgent: of all timelines, since there is one thread for all.
 #[derive(Default)]

@@ -70,11 +70,8 @@ impl Timeline {
     /// `Io` when the disk refuses (it may be tried again), `Latched` after a failed sync, `Corrupt` naming a damaged layer,
     /// `NoTimeline` when it is deleted meanwhile, `Shutdown`. Nothing is lost then, and nothing is left behind.
     pub fn compact(&self, force: bool) -> Result<Compacted> {
-        // The one under way as well.
-        let _awaited = self.context.haste.await_merge();
         let mut done = Compacted::default();
-        let once =
-            |force| self.compact_locked(Wish { force, give_way: false }, self.compacting.lock());
+        let once = |force| self.compact_locked(Wish { force, give_way: false }, self.hold_merges());
         if force {
             done.add(once(true)?);
         }
@@ -85,6 +82,12 @@ impl Timeline {
             }
             done.add(merged);
         }
+    }
+
+    /// Waits for a merge that is under way, which hurries; none begins while the guard is held.
+    pub(crate) fn hold_merges(&self) -> MutexGuard<'_, ()> {
+        let _awaited = self.context.haste.await_merge();
+        self.compacting.lock()
     }
 
     /// One merge, if one is due, behind everyone's back: it gives way to others while there is time. What failed is kept for
