@@ -97,7 +97,11 @@ impl Agent {
     /// not there yet is not waited for.
     async fn identity_now(&self, recorded: TimelineIdentity) -> TimelineIdentity {
         match self.peers.timeline(recorded.tenant, recorded.timeline).await {
-            Ok(facts) => TimelineIdentity { start_lsn: facts.log_start_lsn(), ..recorded },
+            Ok(facts) => {
+                // One that has just started may not know yet what it has stored.
+                let start_lsn = facts.log_start_lsn().max(recorded.start_lsn);
+                TimelineIdentity { start_lsn, ..recorded }
+            }
             Err(error) => {
                 tracing::debug!("where a new log may begin is not known: {error}");
                 recorded

@@ -147,7 +147,7 @@ impl Agent {
         if let Some(end) = self.settled_end(&endpoint).await? {
             return Ok(end);
         }
-        let facts = self.peers.timeline(tenant, timeline).await?;
+        let facts = self.peers.timeline_to_elect(tenant, timeline).await?;
         let log = self.log_of(&endpoint, &facts);
         let session = self.elect(log, self.members()?).await?;
         let sealed = session.start_lsn;
@@ -239,7 +239,7 @@ impl Agent {
         if endpoint.current().is_some() {
             return Ok(());
         }
-        let facts = self.peers.timeline(tenant, timeline).await?;
+        let facts = self.peers.timeline_to_elect(tenant, timeline).await?;
         let session = self.elect(self.log_of(&endpoint, &facts), configuration).await?;
         session.end().await;
         Ok(())

@@ -22,6 +22,9 @@ const WAL_LIMIT: Duration = Duration::from_secs(3);
 /// still be on its way to them.
 const WAL_PATIENCE: Duration = Duration::from_secs(10);
 const WAL_PAUSE: Duration = Duration::from_millis(5);
+/// How long a pageserver that has just started may take to hear from its object store before an election goes on without that.
+const KEPT_LIMIT: Duration = Duration::from_secs(2);
+const KEPT_PAUSE: Duration = Duration::from_millis(20);
 
 #[derive(Clone)]
 pub struct Peers {
@@ -68,6 +71,11 @@ impl Timeline {
     pub fn log_start_lsn(&self) -> Lsn {
         let durable = self.remote_consistent_lsn.unwrap_or(self.disk_consistent_lsn);
         durable.min(self.last_record_lsn).max(self.start_lsn)
+    }
+
+    /// A pageserver that has just started has not heard from its object store yet, and says that nothing is there.
+    fn has_heard_what_is_kept(&self) -> bool {
+        self.remote_consistent_lsn.is_none_or(|lsn| lsn >= self.start_lsn)
     }
 }
 
@@ -152,6 +160,24 @@ impl Peers {
         timeline: TimelineId,
     ) -> Result<Timeline, AgentError> {
         self.ask(&format!("{}/v1/tenant/{tenant}/timeline/{timeline}", self.pageserver), &[]).await
+    }
+
+    /// The same before an election, which may have a safekeeper begin a copy of the log: once the pageserver knows what is kept for good.
+    /// A copy that begins where the timeline does lacks what the others have removed, and could not be filled. Without an object store that answers it is not waited for
+    /// long: most elections begin no copy.
+    pub async fn timeline_to_elect(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> Result<Timeline, AgentError> {
+        let deadline = Instant::now() + KEPT_LIMIT;
+        loop {
+            let facts = self.timeline(tenant, timeline).await?;
+            if facts.has_heard_what_is_kept() || Instant::now() >= deadline {
+                return Ok(facts);
+            }
+            sleep(KEPT_PAUSE).await;
+        }
     }
 
     /// Asks every safekeeper where its copy of a timeline's log ends now. The answers come as they are given.
@@ -248,4 +274,36 @@ impl Peers {
 fn log_url(safekeeper: &Safekeeper, tenant: TenantId, timeline: TimelineId) -> String {
     let base = safekeeper.http.trim_end_matches('/');
     format!("{base}/v1/tenant/{tenant}/timeline/{timeline}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn facts(more: &[(&str, Value)]) -> Timeline {
+        let mut view = json!({
+            "timeline_id": TimelineId([1; 16]), "pg_tli": 1, "pg_ancestors": [], "pg_version": 17, "system_id": "7",
+            "start_lsn": "0/1722760", "last_record_lsn": "0/3E00000", "disk_consistent_lsn": "0/3800000",
+        });
+        for (name, value) in more {
+            view[name] = value.clone();
+        }
+        serde_json::from_value(view).unwrap()
+    }
+
+    #[test]
+    fn a_copy_of_the_log_begins_behind_what_is_kept_for_good() {
+        let kept = |lsn: &str| facts(&[("remote_consistent_lsn", json!(lsn))]);
+        assert_eq!(kept("0/32A6CA0").log_start_lsn(), Lsn(0x32a_6ca0));
+        assert!(kept("0/32A6CA0").has_heard_what_is_kept());
+        // Only the local disk there is to keep it.
+        assert_eq!(facts(&[]).log_start_lsn(), Lsn(0x380_0000));
+        assert!(facts(&[]).has_heard_what_is_kept());
+        // Nothing was flushed yet: the store has where it begins.
+        assert!(kept("0/1722760").has_heard_what_is_kept());
+        // What a pageserver says that has just started.
+        assert!(!kept("0/0").has_heard_what_is_kept());
+    }
 }

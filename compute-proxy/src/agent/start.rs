@@ -42,7 +42,7 @@ impl Agent {
         &self,
         endpoint: &Arc<Endpoint>,
     ) -> Result<Arc<Compute>, AgentError> {
-        let facts = self.peers.timeline(endpoint.tenant, endpoint.timeline).await?;
+        let facts = self.peers.timeline_to_elect(endpoint.tenant, endpoint.timeline).await?;
         let (run_dir, owner) = self.make_room(endpoint).await?;
         let data_dir = run_dir.join("pgdata");
         // From the election on, no older compute of this branch can commit.
