@@ -96,9 +96,9 @@ impl Agent {
     /// Whose log it is. Where a new safekeeper's copy may begin has moved since the record was written; a pageserver that is
     /// not there yet is not waited for.
     async fn identity_now(&self, recorded: TimelineIdentity) -> TimelineIdentity {
-        match self.peers.timeline(recorded.tenant, recorded.timeline).await {
+        match self.peers.timeline_to_elect(recorded.tenant, recorded.timeline).await {
             Ok(facts) => {
-                // One that has just started may not know yet what it has stored.
+                // Where its object store does not answer.
                 let start_lsn = facts.log_start_lsn().max(recorded.start_lsn);
                 TimelineIdentity { start_lsn, ..recorded }
             }
