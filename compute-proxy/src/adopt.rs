@@ -98,7 +98,7 @@ impl Agent {
     async fn identity_now(&self, recorded: TimelineIdentity) -> TimelineIdentity {
         match self.peers.timeline_to_elect(recorded.tenant, recorded.timeline).await {
             Ok(facts) => {
-                // Where its object store does not answer.
+                // What was kept then still is, whatever a pageserver says whose object store does not answer.
                 let start_lsn = facts.log_start_lsn().max(recorded.start_lsn);
                 TimelineIdentity { start_lsn, ..recorded }
             }
