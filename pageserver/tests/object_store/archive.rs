@@ -58,6 +58,8 @@ fn an_archived_timeline_is_kept_unused_and_comes_back() {
     let (timelines, told) = (node.world.timelines.clone(), node.told.clone());
     let mut next = Node::take_over(&CrashFs::new(), shared(), timelines, told).expect("attach");
     assert!(next.world.timeline(child).is_archived());
+    next.turn().expect("published");
+    assert_eq!(next.world.timeline(child).durable_lsn(), lsn);
     let early = next.world.tenant().unarchive_timeline(ids[grandchild]).map(drop);
     assert_eq!(kind_of(early), Some(ErrorKind::Conflict));
     next.unarchive(child).expect("unarchive");

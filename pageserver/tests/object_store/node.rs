@@ -185,7 +185,9 @@ impl Node {
     pub fn unarchive(&mut self, index: usize) -> Outcome {
         let id = self.world.timelines[index].id;
         self.told.archiving.remove(&id);
+        let kept = self.world.timeline(index).durable_lsn();
         self.world.tenant().unarchive_timeline(id)?;
+        assert_eq!(self.world.timeline(index).durable_lsn(), kept, "the store has what it had");
         self.turn()?;
         Ok(self.world.send_again(index)?)
     }

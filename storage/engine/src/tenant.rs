@@ -413,6 +413,8 @@ impl Tenant {
         let manifest = old.manifest.lock().clone();
         let phase = if archived { Phase::Archived } else { Phase::Live };
         let fresh = self.timeline_from(id, entry, manifest, phase)?;
+        // The source has what it had.
+        old.remote_consistent_lsn().into_iter().for_each(|lsn| fresh.note_remote_consistent(lsn));
         let state = self.state.lock();
         if !state.manifest.timelines.contains_key(&id) {
             return Err(EngineError::NoTimeline(id));
