@@ -22,6 +22,7 @@ pub mod pages;
 mod pageserver;
 mod peers;
 mod proposer;
+mod quiet;
 pub mod relay;
 pub mod route;
 mod standby;

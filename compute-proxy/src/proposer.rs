@@ -209,6 +209,8 @@ fn start_thread(close: CancellationToken, links: TaskTracker) -> Result<Handle, 
     let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let handle = runtime.handle().clone();
     let body = move || {
+        // It does little at a time, and all commits wait for it.
+        treering_threads::urgent();
         runtime.block_on(async {
             close.cancelled().await;
             links.close();

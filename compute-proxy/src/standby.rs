@@ -21,6 +21,7 @@ use crate::{
     compute::settings::{AGENT_ROLE, AGENT_SLOT, AGENT_STANDBY, SOCKET_PORT},
     endpoint::Compute,
     pages::Pages,
+    quiet::QuietStream,
     wire::{Failure, Wire},
 };
 
@@ -138,17 +139,18 @@ async fn hand_on(compute: &Compute, next: &mut Lsn, wal: Bytes) -> anyhow::Resul
     Ok(())
 }
 
-async fn connect(compute: &Compute) -> Result<Wire<UnixStream>, Failure> {
+async fn connect(compute: &Compute) -> Result<Wire<QuietStream>, Failure> {
     let path = compute.socket_dir.join(format!(".s.PGSQL.{SOCKET_PORT}"));
     let startup = StartupMessage::new([
         ("user", AGENT_ROLE),
         ("replication", "true"),
         ("application_name", AGENT_STANDBY),
     ]);
-    Wire::begin(UnixStream::connect(path).await?, &startup, RECEIVE_BYTES).await
+    let stream = QuietStream::new(UnixStream::connect(path).await?)?;
+    Wire::begin(stream, &startup, RECEIVE_BYTES).await
 }
 
-async fn report(wire: &mut Wire<UnixStream>, lsn: Lsn) -> std::io::Result<()> {
+async fn report(wire: &mut Wire<QuietStream>, lsn: Lsn) -> std::io::Result<()> {
     StandbyMessage::status_at(lsn, postgres_now()).encode_copy_data(&mut wire.out);
     wire.flush().await
 }

@@ -66,8 +66,6 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(500);
 const SOCKET_DIR_PREFIX: &str = "treering-pages-";
 /// How often files are looked at that Postgres may have removed.
 const SWEEP_EVERY: Duration = Duration::from_secs(2);
-/// Between two looks at `commit_lsn` for the WAL limit.
-const COMMIT_PAUSE: Duration = Duration::from_millis(2);
 
 /// How computes fetch their pages.
 #[derive(Debug, Clone)]
@@ -223,7 +221,6 @@ impl Pages {
                 changed = commit.changed() => if changed.is_err() { return },
                 () = compute.wait_ended() => return,
             }
-            tokio::time::sleep(COMMIT_PAUSE).await;
         }
     }
 

@@ -372,7 +372,12 @@ impl Driver {
 fn start_thread(body: impl FnOnce(Runtime) + Send + 'static) -> std::io::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name("treering-wal".into());
-    thread.spawn(move || body(runtime)).map(drop)
+    let run = move || {
+        // It does little at a time, and all commits wait for it.
+        treering_threads::urgent();
+        body(runtime);
+    };
+    thread.spawn(run).map(drop)
 }
 
 /// Waits for requests, for `patience` at most, and takes all that there are.

@@ -21,7 +21,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// While commits follow each other closely, what they wrote goes out together, so often at most: waking a receiver for
 /// each would cost the machine more than the commits themselves. The first after a pause goes out at once.
-const SEND_PAUSE: Duration = Duration::from_millis(2);
+const SEND_PAUSE: Duration = Duration::from_millis(4);
 /// Read from disk at once. So much does not wait for a pause to be over.
 const READ_BYTES_MAX: u64 = 8 * WAL_DATA_BYTES_MAX as u64;
 

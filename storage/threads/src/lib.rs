@@ -5,18 +5,33 @@
 use std::{fs::File, marker::PhantomData, os::unix::fs::FileExt, time::Duration};
 
 use rustix::{
-    process::nice,
+    process::{getpriority_process, nice},
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
 };
 
-/// What an unhurried thread adds to its niceness: it gets about a tenth of a core where others want all of it. At 19 merges
+/// The niceness of an unhurried thread: it gets about a tenth of a core where others want all of it. At 19 merges
 /// fell so far behind that writers had to wait for them.
-const NICENESS: i32 = 10;
+const UNHURRIED: i32 = 10;
+/// And of an urgent one: woken, it goes before what runs.
+const URGENT: i32 = -10;
 
 /// The calling thread gives way to others from now on: nobody waits for the next piece of its work, but it must go on.
 pub fn unhurried() {
-    // It is as urgent as before if that cannot be had.
-    let _ = nice(NICENESS);
+    be_nice(UNHURRIED);
+}
+
+/// The calling thread, and threads that it starts, go before others from now on, where the system allows it (to root, and up to
+/// `RLIMIT_NICE`): many wait for each piece of its work, which is short.
+pub fn urgent() {
+    be_nice(URGENT);
+}
+
+/// It is as urgent as before if that cannot be had.
+fn be_nice(niceness: i32) {
+    // Of the thread alone, as on Linux all of this is (nice(2), "C library/kernel differences").
+    if let Ok(now) = getpriority_process(None) {
+        let _ = nice(niceness - now);
+    }
 }
 
 /// How the calling thread fares: how long it runs, and how long it would have run had nobody else been on the core.
@@ -114,6 +129,26 @@ mod tests {
         while clock.now().unwrap().ran - slept.ran < Duration::from_millis(20) {
             assert!(begin.elapsed() < Duration::from_secs(60), "it never runs");
         }
+    }
+
+    #[test]
+    fn an_urgent_threads_children_can_be_unhurried() {
+        let niceness = || getpriority_process(None).unwrap();
+        let begun = niceness();
+        let parent = move || {
+            urgent();
+            let urgent = niceness();
+            let child = move || {
+                let inherited = niceness();
+                unhurried();
+                (inherited, niceness())
+            };
+            (urgent, std::thread::spawn(child).join().unwrap())
+        };
+        let (urgent, (inherited, at_last)) = std::thread::spawn(parent).join().unwrap();
+        assert!(urgent == URGENT || urgent == begun, "refused, nothing changes: {urgent}");
+        assert_eq!((inherited, at_last), (urgent, UNHURRIED.max(urgent)));
+        assert_eq!(niceness(), begun, "others are as they were");
     }
 
     #[test]
