@@ -58,19 +58,20 @@ pub enum StoreError {
 impl StoreError {
     /// Names what was tried; "no space" becomes [`StoreError::DiskFull`].
     pub(crate) fn io(what: &'static str, path: &Path) -> impl Fn(io::Error) -> StoreError {
-        let path = path.display().to_string();
-        move |source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                StoreError::DiskFull { what, path: path.clone() }
+        move |source| {
+            let path = path.display().to_string();
+            match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    StoreError::DiskFull { what, path }
+                }
+                _ => StoreError::Io { what, path, source },
             }
-            _ => StoreError::Io { what, path: path.clone(), source },
         }
     }
 
     /// As [`StoreError::io`] for a sync: after a failed one nothing is known, whatever the reason.
     pub(crate) fn sync(path: &Path) -> impl Fn(io::Error) -> StoreError {
-        let path = path.display().to_string();
-        move |source| StoreError::Io { what: "sync", path: path.clone(), source }
+        move |source| StoreError::Io { what: "sync", path: path.display().to_string(), source }
     }
 
     pub fn kind(&self) -> ErrorKind {

@@ -12,6 +12,9 @@ use crate::{
     wal_store::WalFiles,
 };
 
+/// So far behind the log's end its bytes are still in the kernel's memory.
+const AT_HAND_BYTES: u64 = 256 * 1024;
+
 /// One timeline's log, to be read from any thread that may wait for the disk and the object store.
 #[derive(Clone)]
 pub(crate) struct LogReader {
@@ -29,6 +32,19 @@ impl LogReader {
             true => status.start_lsn.segment_start(),
             false => status.trim_lsn,
         }
+    }
+
+    /// As [`LogReader::read`], of what was written last and lies here: read before another thread could be woken for it, so any
+    /// thread may. `None` where that is not so, for whatever reason.
+    pub(crate) fn read_at_hand(&self, from: Lsn, to: Lsn) -> Option<Bytes> {
+        let (trim, flush) = {
+            let status = self.status.borrow();
+            (status.trim_lsn, status.flush_lsn)
+        };
+        let is_at_hand = trim <= from && to <= flush && flush <= from + AT_HAND_BYTES;
+        let read = is_at_hand.then(|| self.files.read(from, to).ok()).flatten();
+        // As in `read`: a file that was trimmed may have been made anew.
+        read.filter(|_| self.status.borrow().trim_lsn == trim)
     }
 
     /// Reads `from..to`, up to `flush_lsn`, and from [`LogReader::oldest_lsn`] on.

@@ -179,8 +179,13 @@ impl Timeline {
     /// # Errors
     /// [`StoreError::NotYet`], [`StoreError::Trimmed`], [`StoreError::OtherTerm`], those of the archive.
     pub async fn read(&self, from: Lsn, to: Lsn, term: Option<Term>) -> Result<Bytes, StoreError> {
-        let log = self.log.clone();
-        let bytes = run_blocking(move || log.read(from, to)).await??;
+        let bytes = match self.log.read_at_hand(from, to) {
+            Some(bytes) => bytes,
+            None => {
+                let log = self.log.clone();
+                run_blocking(move || log.read(from, to)).await??
+            }
+        };
         if let Some(expected) = term {
             // A later proposer cuts in its own term. Asked of the writer after the read, and not of what it has
             // published: it publishes a term when the cut is done.

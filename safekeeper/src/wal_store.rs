@@ -93,15 +93,21 @@ impl WalFiles {
             }
             opened => opened.map_err(StoreError::io("open", &path))?,
         };
-        let file_len = file.len().map_err(StoreError::io("read", &path))?;
-        let there = file_len.saturating_sub(at.segment_offset()).min(len as u64) as usize;
+        let failed = StoreError::io("read", &path);
         let start = out.len();
         out.put_bytes(0, len);
-        if there == 0 {
-            return Ok(());
+        let target = &mut out[start..];
+        // Mostly all of it is there. Its length is asked for only where it is not: the kernel remembers that a file's times
+        // were looked at, and the writer's next sync has to bring them to the disk as well.
+        match file.read_exact_at(target, at.segment_offset()) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+            read => return read.map_err(failed),
         }
-        let target = &mut out[start..start + there];
-        file.read_exact_at(target, at.segment_offset()).map_err(StoreError::io("read", &path))
+        let file_len = file.len().map_err(&failed)?;
+        let there = file_len.saturating_sub(at.segment_offset()).min(len as u64) as usize;
+        let (there, hole) = target.split_at_mut(there);
+        hole.fill(0);
+        file.read_exact_at(there, at.segment_offset()).map_err(failed)
     }
 }
 

@@ -3,12 +3,13 @@
 //! Each has a poll of its own: one that hangs keeps nobody from the others. With its answer a safekeeper is told how
 //! much of its log is not needed here any more: only one of them hears it in the stream.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, thread, time::Duration};
 
 use reqwest::Client;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::{
+    runtime::Builder,
     task::JoinSet,
     time::{Instant, sleep},
 };
@@ -96,8 +97,19 @@ fn consider(
     if let Some(chosen) = chosen
         && live.begin_ingest()
     {
-        tokio::spawn(ingest(Arc::clone(service), Arc::clone(live), chosen.clone()));
+        let ingest = ingest(Arc::clone(service), Arc::clone(live), chosen.clone());
+        if let Err(error) = on_a_thread(ingest) {
+            live.end_ingest(Some(format!("no thread to read the log: {error}")));
+        }
     }
+}
+
+/// A batch is applied, which may take its time, where it has arrived: around blocking work among others' the runtime wakes more
+/// threads than a small batch is worth.
+fn on_a_thread(ingest: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let run = move || runtime.block_on(ingest);
+    thread::Builder::new().name("treering-ingest".to_owned()).spawn(run).map(drop)
 }
 
 async fn ingest(service: Arc<Service>, live: Arc<LiveTimeline>, from: Safekeeper) {

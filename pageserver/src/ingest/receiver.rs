@@ -105,8 +105,7 @@ struct Receiver<'a> {
     from: Safekeeper,
     stream: TcpStream,
     input: BytesMut,
-    /// Away while it works on the blocking pool.
-    applier: Option<Applier>,
+    applier: Applier,
     /// Last report: applied and flushed.
     reported: (Lsn, Lsn),
     reported_at: Instant,
@@ -140,7 +139,7 @@ impl<'a> Receiver<'a> {
             service,
             live,
             input: BytesMut::with_capacity(READ_BYTES),
-            applier: Some(applier),
+            applier,
             reported: (Lsn::INVALID, Lsn::INVALID),
             reported_at: Instant::now(),
             last_wal_at: Instant::now(),
@@ -284,21 +283,13 @@ impl<'a> Receiver<'a> {
         Ok(arrived)
     }
 
+    /// Takes as long as it takes: the thread is this receiver's.
     async fn apply(&mut self, wal: Vec<(Lsn, Bytes)>) -> Result<(), ReceiveError> {
-        let Some(mut applier) = self.applier.take() else { return Err(ReceiveError::Closed) };
         let bytes: usize = wal.iter().map(|(_, wal)| wal.len()).sum();
-        let live = Arc::clone(self.live);
-        let work = move || {
-            let fed = wal.into_iter().try_for_each(|(start, wal)| applier.feed(start, wal));
-            let applied = fed.and_then(|()| applier.apply());
-            if let Ok(last_record_lsn) = &applied {
-                live.announce(*last_record_lsn);
-            }
-            Ok::<_, ServiceError>((applier, applied))
-        };
-        let (applier, applied) = self.service.blocking(work).await?;
-        applied.map_err(ReceiveError::Apply)?;
-        self.applier = Some(applier);
+        let _slot = self.service.slot().await?;
+        wal.into_iter().try_for_each(|(start, wal)| self.applier.feed(start, wal))?;
+        let last_record_lsn = self.applier.apply()?;
+        self.live.announce(last_record_lsn);
         self.service.metrics.ingested_bytes.inc_by(bytes as u64);
         self.last_wal_at = Instant::now();
         self.behind_since = None;

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use tokio::sync::watch;
 use treering_consensus::{Commit, Generation, VoteRequest};
 use treering_fs::{Call, CrashFs, FaultyFs};
 
@@ -12,6 +13,7 @@ use super::{
     },
     *,
 };
+use crate::log_reader::LogReader;
 
 fn vote(term: u64) -> ProposerMessage {
     VoteRequest { generation: Generation(0), term: Term(term) }.into()
@@ -158,6 +160,35 @@ fn a_disk_without_room_for_a_control_file_is_trimmed_all_the_same() {
     assert_eq!(reopened.status().flush_lsn, log.end);
     member.trim(trimmable(log.end), false).unwrap();
     assert_eq!(member.status().trim_lsn, log.end.segment_start());
+}
+
+/// Read on whichever thread asks: what was written last, and lies here.
+#[test]
+fn what_was_written_last_is_at_hand_until_it_is_trimmed() {
+    let (log, ..) = two_logs();
+    let fs: Arc<dyn FileSystem> = Arc::new(CrashFs::new());
+    let mut member = followed(&fs);
+    let (middle, end) = (log.ends[7], log.end);
+    written(&mut member, &log, end);
+    let (publish, status) = watch::channel(member.status());
+    let reader = LogReader {
+        identity: Arc::new(member.identity().clone()),
+        files: member.files().clone(),
+        archive: None,
+        status,
+    };
+    for from in [START, middle, end] {
+        let read = reader.read(from, end).unwrap();
+        assert_eq!(reader.read_at_hand(from, end), Some(read));
+    }
+    assert_eq!(reader.read_at_hand(middle, end + 1), None, "not there yet");
+    publish.send_modify(|status| status.flush_lsn = end + (1 << 20));
+    assert_eq!(reader.read_at_hand(middle, end), None, "may have left the kernel's memory");
+    member.trim(trimmable(middle), false).unwrap();
+    publish.send_replace(member.status());
+    assert_eq!(reader.read_at_hand(START, end), None, "trimmed");
+    let read = reader.read(middle, end).unwrap();
+    assert_eq!(reader.read_at_hand(middle, end), Some(read));
 }
 
 #[test]
