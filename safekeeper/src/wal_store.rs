@@ -107,7 +107,10 @@ impl WalFiles {
         let there = file_len.saturating_sub(at.segment_offset()).min(len as u64) as usize;
         let (there, hole) = target.split_at_mut(there);
         hole.fill(0);
-        file.read_exact_at(there, at.segment_offset()).map_err(failed)
+        match there.is_empty() {
+            true => Ok(()),
+            false => file.read_exact_at(there, at.segment_offset()).map_err(failed),
+        }
     }
 }
 
