@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::{
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind, Write},
     net::Shutdown,
     os::unix::net::UnixStream,
     pin::Pin,
@@ -46,9 +46,15 @@ impl AsyncRead for QuietStream {
     ) -> Poll<io::Result<()>> {
         loop {
             let mut ready = ready!(self.socket.poll_read_ready(cx))?;
-            let unfilled = buf.initialize_unfilled();
-            let asked = unfilled.len();
-            match ready.try_io(|socket| socket.get_ref().read(unfilled)) {
+            let asked = buf.remaining();
+            // SAFETY: bytes are put there and none taken away. (Filled with zeros first, a large buffer would cost more than
+            // what comes.)
+            let unfilled = unsafe { buf.unfilled_mut() };
+            let read = |socket: &AsyncFd<UnixStream>| {
+                let (filled, _) = rustix::io::read(socket.get_ref(), unfilled)?;
+                Ok(filled.len())
+            };
+            match ready.try_io(read) {
                 Ok(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
                 Ok(Ok(read)) => {
@@ -56,6 +62,8 @@ impl AsyncRead for QuietStream {
                     if 0 < read && read < asked {
                         ready.clear_ready();
                     }
+                    // SAFETY: the kernel has just filled so many.
+                    unsafe { buf.assume_init(read) };
                     buf.advance(read);
                     return Poll::Ready(Ok(()));
                 }
