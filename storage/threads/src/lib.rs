@@ -5,14 +5,14 @@
 use std::{fs::File, marker::PhantomData, os::unix::fs::FileExt, time::Duration};
 
 use rustix::{
-    process::{getpriority_process, nice},
+    process::{getpid, getpriority_process, nice},
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
 };
 
-/// The niceness of an unhurried thread: it gets about a tenth of a core where others want all of it. At 19 merges
+/// What an unhurried thread has more than its process: it gets about a tenth of a core where others want all of it. At 19 merges
 /// fell so far behind that writers had to wait for them.
 const UNHURRIED: i32 = 10;
-/// And of an urgent one: woken, it goes before what runs.
+/// And an urgent one: woken, it goes before what runs.
 const URGENT: i32 = -10;
 
 /// The calling thread gives way to others from now on: nobody waits for the next piece of its work, but it must go on.
@@ -27,10 +27,12 @@ pub fn urgent() {
 }
 
 /// It is as urgent as before if that cannot be had.
-fn be_nice(niceness: i32) {
-    // Of the thread alone, as on Linux all of this is (nice(2), "C library/kernel differences").
-    if let Ok(now) = getpriority_process(None) {
-        let _ = nice(niceness - now);
+fn be_nice(more: i32) {
+    // On Linux all of this is a thread's (nice(2), "C library/kernel differences"); a process's is that of its first thread. Not of
+    // the calling one: what started it may have been urgent.
+    let of_process = getpriority_process(Some(getpid()));
+    if let (Ok(of_process), Ok(now)) = (of_process, getpriority_process(None)) {
+        let _ = nice(of_process + more - now);
     }
 }
 
@@ -146,8 +148,9 @@ mod tests {
             (urgent, std::thread::spawn(child).join().unwrap())
         };
         let (urgent, (inherited, at_last)) = std::thread::spawn(parent).join().unwrap();
-        assert!(urgent == URGENT || urgent == begun, "refused, nothing changes: {urgent}");
-        assert_eq!((inherited, at_last), (urgent, UNHURRIED.max(urgent)));
+        let wanted = (begun + URGENT).max(-20);
+        assert!(urgent == wanted || urgent == begun, "refused, nothing changes: {urgent}");
+        assert_eq!((inherited, at_last), (urgent, (begun + UNHURRIED).min(19)));
         assert_eq!(niceness(), begun, "others are as they were");
     }
 
