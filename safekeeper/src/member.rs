@@ -123,6 +123,8 @@ pub struct Member {
     health: Health,
     refusing: Option<String>,
     share: Share,
+    /// How much may still be appended before the disk is asked for its room again.
+    seen_room: u64,
 }
 
 impl Member {
@@ -185,6 +187,7 @@ impl Member {
             health: Health::Sound,
             refusing: None,
             share: Room::of(u64::MAX).share(),
+            seen_room: 0,
         })
     }
 

@@ -8,8 +8,11 @@ use crate::{
     room::{DISK_AMPLE_BYTES, DISK_RESERVE_BYTES},
 };
 
+/// The disk is asked for its free room when a timeline has taken so much since it was asked last.
+const LOOK_EVERY_BYTES: u64 = DISK_RESERVE_BYTES / 256;
+
 impl Member {
-    /// Looks whether so many bytes may be appended. One look at the disk is enough for all appends of a batch.
+    /// Looks whether so many bytes may be appended. Not for each at the disk: the log cannot take much of the reserve by the next look.
     pub(super) fn take_room(&mut self, bytes: u64) -> Result<(), StoreError> {
         self.look_for_room(bytes).or_else(|error| {
             if self.store.ahead_bytes(self.acceptor.write_lsn()) == 0 {
@@ -23,10 +26,13 @@ impl Member {
     }
 
     fn look_for_room(&mut self, bytes: u64) -> Result<(), StoreError> {
-        if self.unsynced_bytes == 0 {
+        if self.seen_room < bytes {
             self.check_free(DISK_RESERVE_BYTES)?;
+            self.seen_room = LOOK_EVERY_BYTES.max(bytes);
         }
-        self.share.grow(bytes)
+        self.share.grow(bytes)?;
+        self.seen_room -= bytes;
+        Ok(())
     }
 
     /// Whether so much may be taken that is not needed yet.
