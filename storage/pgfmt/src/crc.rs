@@ -19,7 +19,7 @@ pub(crate) fn crc32c_of<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> u32 {
 }
 
 /// The CRC-32C of what had `crc`, with `bytes` after it.
-fn append(crc: u32, bytes: &[u8]) -> u32 {
+pub(crate) fn append(crc: u32, bytes: &[u8]) -> u32 {
     if bytes.len() < LONG {
         return crc32c::crc32c_append(crc, bytes);
     }

@@ -2,6 +2,7 @@
 
 pub mod effects;
 pub mod encode;
+pub mod ends;
 pub mod error;
 pub mod image;
 pub mod page_header;
