@@ -72,6 +72,11 @@ impl Agent {
         let _changing = endpoint.change().await?;
         let session = Arc::new(session);
         let pages = self.adopt_pages(&endpoint, &record, &session).await?;
+        // The agent before us may have died while it waited for this.
+        let postmaster = match &pages {
+            Some(pages) => self.with_library(&endpoint, postmaster, pages).await?,
+            None => postmaster,
+        };
         let log = ComputeLog::follow(&endpoint.dir.join("postgres.log"))?;
         let (from, pid) = (session.start_lsn, postmaster.pid());
         endpoint.show("starting", None, Some(pid));
@@ -83,7 +88,7 @@ impl Agent {
             Places { socket_dir, run_dir: record.run_dir().to_owned() },
             pages,
         );
-        self.attend(&compute, &endpoint, from);
+        self.attend(&compute, &endpoint, record.log(), from);
         if let Err(error) = self.become_ready(&endpoint, &compute).await {
             compute.stop.cancel();
             compute.wait_ended().await;

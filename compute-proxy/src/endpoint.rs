@@ -83,7 +83,9 @@ pub struct Compute {
     /// When its pages are fetched on first touch.
     pub pages: Option<Arc<Pages>>,
     pub stop: CancellationToken,
-    /// It waits for us as its synchronous standby: clients may come in.
+    /// Why it cannot go on.
+    failure: watch::Sender<Option<String>>,
+    /// Its commits wait for us: clients may come in.
     ready: AtomicBool,
     ended: watch::Receiver<bool>,
 }
@@ -164,6 +166,7 @@ impl Endpoint {
             log,
             pages,
             stop: CancellationToken::new(),
+            failure: watch::Sender::new(None),
             ready: AtomicBool::new(false),
             ended,
         });
@@ -184,12 +187,10 @@ impl Endpoint {
                 false => ("failed", Some(format!("Postgres ended by itself: {how}"))),
             },
             error = compute.session.failed() => ("failed", Some(error.to_string())),
+            reason = compute.failed() => ("failed", Some(reason)),
             () = disk_filling(compute, &run_dir) => ("failed", Some(disk_full(&run_dir))),
             () = compute.stop.cancelled() => {
                 self.show("stopping", None, Some(postmaster.pid()));
-                if let Some(pages) = &compute.pages {
-                    pages.release_wal();
-                }
                 match postmaster.stop(STOP_PATIENCE).await {
                     Ok(End::Clean) => self.keep_hints(compute, &run_dir).await,
                     Ok(End::Forced) => {}
@@ -264,6 +265,21 @@ impl Compute {
     /// Its socket file.
     pub fn socket(&self) -> PathBuf {
         self.socket_dir.join(format!(".s.PGSQL.{}", settings::SOCKET_PORT))
+    }
+
+    /// It cannot go on: the first reason counts.
+    pub fn fail(&self, reason: String) {
+        self.failure.send_if_modified(|failure| {
+            let is_first = failure.is_none();
+            failure.get_or_insert(reason);
+            is_first
+        });
+    }
+
+    async fn failed(&self) -> String {
+        let mut failure = self.failure.subscribe();
+        let failed = failure.wait_for(Option::is_some).await;
+        failed.ok().and_then(|reason| reason.clone()).unwrap_or_default()
     }
 
     /// Clients may come in from now on.

@@ -1,13 +1,13 @@
 //! The node agent: runs stock Postgres computes on this machine and lets clients in.
 //!
 //! For every branch that runs here the agent is three things at once: the supervisor of an unmodified `postgres`
-//! ([`compute`]), its only synchronous standby and the proposer of its WAL ([`proposer`]), and the relay every
-//! client goes through ([`relay`], [`route`]). Invariants:
+//! ([`compute`]), the proposer of its WAL ([`proposer`]), which it takes from `pg_wal` (`flush`) or, as its only synchronous standby, from a
+//! walsender (`standby`), and the door every client comes in by ([`route`], [`relay`]). Invariants:
 //!
 //! - A compute starts only from an LSN that an election of ours has committed, in a directory of its own, after every
 //!   process of the one before is proven dead.
-//! - Clients are let in once the compute waits for us as its synchronous standby.
-//! - What the agent reports to the compute as flushed is the quorum's `commit_lsn`, never more.
+//! - Clients are let in once the compute's commits wait for us.
+//! - What the agent reports to the compute as durable is what the quorum has committed, never more.
 
 mod adopt;
 mod agent;
@@ -16,6 +16,7 @@ pub mod cancel;
 pub mod compute;
 mod endpoint;
 mod error;
+mod flush;
 mod gate;
 mod http;
 pub mod pages;

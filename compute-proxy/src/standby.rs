@@ -1,4 +1,4 @@
-//! The agent as the compute's only synchronous standby: WAL in from the walsender, `commit_lsn` back.
+//! The agent as the only synchronous standby of a compute without the page library: WAL in from the walsender, `commit_lsn` back.
 //!
 //! What is reported as written, flushed and applied is one number, the quorum's `commit_lsn`. A connection that
 //! breaks (a terminated walsender) is made again while the compute lives; commits wait meanwhile.
@@ -20,7 +20,6 @@ use treering_wire::{
 use crate::{
     compute::settings::{AGENT_ROLE, AGENT_SLOT, AGENT_STANDBY, SOCKET_PORT},
     endpoint::Compute,
-    pages::Pages,
     quiet::QuietStream,
     wire::{Failure, Wire},
 };
@@ -63,8 +62,6 @@ async fn stream(compute: &Compute, next: &mut Lsn) -> anyhow::Result<()> {
         Err(error) => return Err(error.into()),
     }
     wire.start_copy(&format!("START_REPLICATION SLOT \"{AGENT_SLOT}\" PHYSICAL {next}")).await?;
-    let streams = compute.pages.as_deref().filter(|_| !compute.stop.is_cancelled());
-    let _limited = streams.map(Limited::begin);
     let mut commit = compute.session.watch_commit();
     let mut status = tokio::time::interval(STATUS_EVERY);
     let mut gathered = BytesMut::new();
@@ -109,22 +106,6 @@ async fn stream(compute: &Compute, next: &mut Lsn) -> anyhow::Result<()> {
                 report(&mut wire, lsn).await?;
             }
         }
-    }
-}
-
-/// While the log is streamed the compute must not write it far ahead. Without a stream nobody could tell it to go on.
-struct Limited<'a>(&'a Pages);
-
-impl Limited<'_> {
-    fn begin(pages: &Pages) -> Limited<'_> {
-        pages.limit_wal();
-        Limited(pages)
-    }
-}
-
-impl Drop for Limited<'_> {
-    fn drop(&mut self) {
-        self.0.release_wal();
     }
 }
 

@@ -107,7 +107,7 @@ fn the_way_in() {
     assert!(!agent.status.success(), "the agent's role was let in");
     // No server without a listener: the only TCP port is the relay's.
     assert_eq!(treering.sql("main", "SHOW listen_addresses"), "");
-    assert_eq!(treering.sql("main", "SHOW fsync"), "off");
+    assert_eq!(treering.sql("main", "SHOW fsync"), "on");
 }
 
 #[test]

@@ -304,7 +304,7 @@ fn wal_bytes(run_dir: &Path) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_waits_for_the_quorum_and_not_for_the_disk() {
     let _alone = ALONE.lock().await;
-    let treering = blocking(|| lazy_branch(&["--wal-ahead-limit", "64MiB"]));
+    let treering = blocking(|| lazy_branch(&[""; 0]));
     let run_dir = blocking(|| run_dir(&treering, "work"));
     treering
         .connect("work")
@@ -328,12 +328,12 @@ async fn a_load_waits_for_the_quorum_and_not_for_the_disk() {
             if bytes > largest {
                 (largest, since) = (bytes, Instant::now());
             }
-            (since.elapsed() > Duration::from_secs(3) && largest > 32 << 20).then_some(())
+            (since.elapsed() > Duration::from_secs(3)).then_some(())
         });
     });
     eprintln!("{} MiB of WAL while nobody took it", largest >> 20);
-    // The least limit, a segment of which some is older, and the next one.
-    assert!(largest < 100 << 20, "{largest} bytes of WAL");
+    // A segment of which some is older, and the next one: at the end of each Postgres flushes.
+    assert!(largest < 40 << 20, "{largest} bytes of WAL");
     assert!(load.try_wait().expect("wait").is_none(), "the load ended without a quorum");
     processes::thaw(safekeeper);
     let status = blocking(|| {

@@ -19,9 +19,6 @@ pub struct PageArgs {
     /// How long a read of Postgres waits for a page before it fails.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = wait_limit)]
     page_wait_limit: Duration,
-    /// How far a compute may write its log ahead of the safekeepers, at least 64MiB; 0 for no limit.
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = wal_ahead_limit)]
-    wal_ahead_limit: ByteSize,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -48,7 +45,6 @@ impl PageArgs {
             },
             cache_limit_bytes: self.page_cache_limit.map(|limit| limit.as_u64()),
             wait_limit: self.page_wait_limit,
-            wal_ahead_bytes: Some(self.wal_ahead_limit.as_u64()).filter(|bytes| *bytes > 0),
         }
     }
 
@@ -57,7 +53,6 @@ impl PageArgs {
         let mut arguments = vec![
             ("--pages", self.pages.name().to_owned()),
             ("--page-wait-limit", humantime::format_duration(self.page_wait_limit).to_string()),
-            ("--wal-ahead-limit", self.wal_ahead_limit.as_u64().to_string()),
         ];
         let limit = self.page_cache_limit;
         arguments.extend(limit.map(|limit| ("--page-cache-limit", limit.as_u64().to_string())));
@@ -67,22 +62,12 @@ impl PageArgs {
 
 /// Below this a page that is only slow would pass for one that cannot be had.
 const WAIT_LIMIT_MIN: Duration = Duration::from_secs(2);
-/// Postgres writes up to `wal_buffers` (a segment) before it flushes, and only what is flushed reaches a safekeeper.
-const WAL_AHEAD_MIN: ByteSize = ByteSize::mib(64);
 
 fn wait_limit(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     match time >= WAIT_LIMIT_MIN {
         true => Ok(time),
         false => Err("at least 2s".to_owned()),
-    }
-}
-
-fn wal_ahead_limit(text: &str) -> Result<ByteSize, String> {
-    let size: ByteSize = text.parse()?;
-    match size.as_u64() == 0 || size >= WAL_AHEAD_MIN {
-        true => Ok(size),
-        false => Err("at least 64MiB, or 0 for no limit".to_owned()),
     }
 }
 
@@ -105,13 +90,11 @@ mod tests {
             "--pages=eager",
             "--page-cache-limit=64MiB",
             "--page-wait-limit=1m 500ms",
-            "--wal-ahead-limit=0",
         ]);
         let passed = line.pages.arguments().into_iter().flat_map(|(o, v)| [o.to_owned(), v]);
         let again = Line::parse_from(["x".to_owned()].into_iter().chain(passed));
         let (first, second) = (line.pages.options(), again.pages.options());
         assert_eq!(format!("{first:?}"), format!("{second:?}"));
         assert_eq!(first.cache_limit_bytes, Some(64 << 20));
-        assert_eq!(first.wal_ahead_bytes, None);
     }
 }

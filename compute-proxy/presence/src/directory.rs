@@ -5,13 +5,13 @@ use core::sync::atomic::Ordering;
 
 use crate::header::{FileIdentity, HEADER_WORDS, HeaderError};
 use crate::map::Map;
-use crate::shared::SharedWord;
+use crate::shared::{SharedWord, update};
 use crate::{BLOCK_SIZE, BLOCKS_MAX};
 
 /// The first eight bytes of the file.
 pub const DIRECTORY_MAGIC: [u8; 8] = *b"TRPGDOOR";
 /// The format this crate reads and writes.
-pub const DIRECTORY_VERSION: u32 = 2;
+pub const DIRECTORY_VERSION: u32 = 3;
 /// Bytes of the socket's path, with its closing zero.
 pub const SOCKET_PATH_BYTES: usize = 112;
 /// Words before the index.
@@ -32,8 +32,8 @@ mod at {
     pub const MAPS: usize = 8;
     pub const SLOTS: usize = 9;
     pub const WAIT_LIMIT: usize = 10;
-    pub const COMMITTED: usize = 11;
-    pub const WAL_AHEAD: usize = 12;
+    pub const FLUSH_ASKED: usize = 11;
+    pub const FLUSH_DONE: usize = 12;
     pub const REPORTED: usize = 13;
     pub const SOCKET: usize = 16;
 }
@@ -136,10 +136,6 @@ pub struct Terms<'p> {
     pub start: u64,
     /// The longest that one call of Postgres waits.
     pub wait_limit_ms: u32,
-    /// How far WAL may be written ahead of the quorum, MiB; 0 for no limit.
-    pub wal_ahead_mib: u32,
-    /// `commit_lsn`.
-    pub committed: u64,
     /// Path of the agent's socket.
     pub socket: &'p str,
 }
@@ -184,8 +180,6 @@ impl<'m, W: SharedWord> Directory<'m, W> {
         directory.put(at::MAPS, layout.map_count);
         directory.put(at::SLOTS, layout.slots);
         directory.put(at::WAIT_LIMIT, terms.wait_limit_ms);
-        directory.set_committed(terms.committed);
-        directory.set_wal_ahead_mib(terms.wal_ahead_mib);
         for (index, piece) in path.chunks(4).enumerate() {
             let mut bytes = [0; 4];
             bytes.iter_mut().zip(piece).for_each(|(to, from)| *to = *from);
@@ -322,21 +316,35 @@ impl<'m, W: SharedWord> Directory<'m, W> {
         })
     }
 
-    /// Whether WAL that ends at `lsn` may be written, or the quorum must come closer first.
-    #[inline]
-    pub fn may_write_wal(&self, lsn: u64) -> bool {
-        let ahead = self.get(at::WAL_AHEAD);
-        ahead == 0 || (lsn >> 20) <= u64::from(self.get(at::COMMITTED)) + u64::from(ahead)
+    /// Asks that all WAL which is written by now become durable; the number of the request. Numbers count up, and wrap.
+    pub fn ask_for_flush(&self) -> u32 {
+        let next = |asked: u32| Ok::<_, core::convert::Infallible>(asked.wrapping_add(1));
+        match self.words.get(at::FLUSH_ASKED).map(|word| update(word, next)) {
+            Some(Ok(before)) => before.wrapping_add(1),
+            None => 0,
+        }
     }
 
-    /// The quorum's `commit_lsn` moved.
-    pub fn set_committed(&self, lsn: u64) {
-        self.put(at::COMMITTED, u32::try_from(lsn >> 20).unwrap_or(u32::MAX));
+    /// Whether a request is done: what was written before it is durable.
+    pub fn is_flushed(&self, request: u32) -> bool {
+        let ahead = self.get(at::FLUSH_DONE).wrapping_sub(request);
+        ahead <= u32::MAX / 2
     }
 
-    /// How far WAL may be written ahead; 0 for no limit.
-    pub fn set_wal_ahead_mib(&self, mib: u32) {
-        self.put(at::WAL_AHEAD, mib);
+    /// The newest request, unless it is done. Read before the WAL that it is about.
+    pub fn flush_request(&self) -> Option<u32> {
+        let asked = self.get(at::FLUSH_ASKED);
+        (!self.is_flushed(asked)).then_some(asked)
+    }
+
+    /// All requests up to this one are done. To be followed by a wake-up of those who sleep on [`Directory::flush_word`].
+    pub fn set_flushed(&self, request: u32) {
+        self.put(at::FLUSH_DONE, request);
+    }
+
+    /// The word that changes when requests are done, to sleep on.
+    pub fn flush_word(&self) -> Option<&'m W> {
+        self.words.get(at::FLUSH_DONE)
     }
 
     /// A process said hello; the first one to do so is the postmaster, before it has children.

@@ -17,7 +17,7 @@ use crate::complain::complain;
 use crate::ready::Patience;
 use crate::stay::Stay;
 use line::Connection;
-pub use line::{copy_out_of_the_way, forget};
+pub use line::{copy_out_of_the_way, forget, out_of_the_way};
 
 /// `docs/formats/pages-door.md`.
 const DOOR_VERSION: u32 = treering_presence::DIRECTORY_VERSION;
@@ -70,7 +70,6 @@ enum Kind {
     Hello = 1,
     Fetch = 2,
     Advise = 3,
-    Cover = 4,
 }
 
 struct Request {
@@ -133,22 +132,6 @@ pub fn fetch(file: u64, first: u32, count: u32, patience: &mut Patience) -> Resu
             return Err(libc::EIO);
         }
     }
-}
-
-/// Has the quorum take in all that this compute has flushed. Waits for it, and for an agent, until `is_over`. `false`:
-/// nobody can say it any more.
-pub fn cover(is_over: impl Fn() -> bool) -> bool {
-    let Some(shared) = attach::shared() else { return false };
-    let request = Request { kind: Kind::Cover, number: 0, first: 0, second: 0, core: None };
-    while !is_over() {
-        let mut patience = Patience::new(shared.wait_limit_ms());
-        match try_asking(shared, &request, &mut patience) {
-            Ok(()) => return true,
-            Err(Broken::Refused(_)) => return false,
-            Err(_) => patience.before_next_try(),
-        };
-    }
-    false
 }
 
 fn try_asking(shared: &Shared, request: &Request, patience: &mut Patience) -> Result<(), Broken> {

@@ -50,6 +50,7 @@ enum Refusal {
     Length(u64),
     Directory(DirectoryError),
     Hello(Broken),
+    Bypassed,
 }
 
 impl fmt::Display for Refusal {
@@ -61,6 +62,7 @@ impl fmt::Display for Refusal {
             Refusal::Length(bytes) => write!(f, "{bytes} bytes are no directory of presence maps"),
             Refusal::Directory(error) => error.fmt(f),
             Refusal::Hello(broken) => write!(f, "the agent {broken}"),
+            Refusal::Bypassed => write!(f, "another library stands before this one"),
         }
     }
 }
@@ -79,12 +81,23 @@ pub fn start() {
         libc::unsetenv(VARIABLE.as_ptr());
         libc::unsetenv(PRELOAD.as_ptr());
     }
-    let joined = number.ok_or(Refusal::Number).and_then(map_file).and_then(greet);
+    let number = number.ok_or(Refusal::Number);
+    let number =
+        number.and_then(|number| if is_first() { Ok(number) } else { Err(Refusal::Bypassed) });
+    let joined = number.and_then(map_file).and_then(greet);
     if let Err(refusal) = joined {
         complain(format_args!("{refusal}; this program does not run without its pages"));
         // SAFETY: ends the process.
         unsafe { libc::_exit(1) }
     }
+}
+
+/// Whether the program finds this library's functions under libc's names: if not, nothing would be durable.
+fn is_first() -> bool {
+    let ours = crate::doors::fdatasync as *const () as *mut core::ffi::c_void;
+    // SAFETY: a name that ends.
+    cfg!(not(feature = "preload"))
+        || unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"fdatasync".as_ptr()) } == ours
 }
 
 fn map_file(fd: c_int) -> Result<Shared, Refusal> {

@@ -4,6 +4,7 @@
 
 use core::ffi::{c_char, c_int, c_long, c_short, c_uint, c_void};
 use core::mem::MaybeUninit;
+use core::sync::atomic::AtomicU32;
 
 use libc::{iovec, mode_t, off_t, syscall};
 
@@ -117,6 +118,12 @@ pub fn now_ns() -> u64 {
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// Ends the process at once.
+pub fn exit(code: c_int) -> ! {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(code) }
 }
 
 /// Sleeps, or less if a signal comes.
@@ -389,4 +396,29 @@ pub fn receive_descriptor(fd: c_int, into: &mut [u8]) -> Result<Option<c_int>, c
         return Ok(None);
     }
     Ok(Some(sent))
+}
+
+/// Sleeps until the word is another than it was seen, a signal comes, or so long.
+pub fn wait_on(word: &AtomicU32, seen: u32, limit_ms: u32) {
+    let nanos = c_long::from(limit_ms % 1000).saturating_mul(1_000_000);
+    let limit = libc::timespec { tv_sec: i64::from(limit_ms / 1000), tv_nsec: nanos };
+    // SAFETY: a word that stays mapped, and memory with a time.
+    unsafe { syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, seen, &raw const limit) };
+}
+
+pub fn fdatasync(fd: c_int) -> c_int {
+    // SAFETY: no memory is passed, here and below.
+    unsafe { syscall(libc::SYS_fdatasync, fd) as c_int }
+}
+
+pub fn fsync(fd: c_int) -> c_int {
+    unsafe { syscall(libc::SYS_fsync, fd) as c_int }
+}
+
+pub fn syncfs(fd: c_int) -> c_int {
+    unsafe { syscall(libc::SYS_syncfs, fd) as c_int }
+}
+
+pub fn sync_file_range(fd: c_int, offset: off_t, length: off_t, flags: c_uint) -> c_int {
+    unsafe { syscall(libc::SYS_sync_file_range, fd, offset, length, flags) as c_int }
 }

@@ -1,11 +1,11 @@
-//! libc's names, and what they lead to: the library's own code for a descriptor with a map or of WAL, else the
+//! libc's names, and what they lead to: the library's own code for a descriptor with a map and for flushes, else the
 //! system call.
 //!
 //! Variadic functions are written with the arguments that they may have: on the targets of this library these are
 //! passed in the same places, and one that was not given is not used.
 //!
-//! Not here, because they change and return no content of a file: `fsync`, `fdatasync`, `syncfs`, `sync_file_range`,
-//! `link`, the `stat` family, and what works on directories.
+//! Not here, because they change and return no content of a file: `link`, the `stat` family, and what works on
+//! directories.
 
 // Each is as its namesake in libc, safety included.
 #![allow(clippy::missing_safety_doc)]
@@ -16,7 +16,7 @@ use libc::{FILE, iovec, mode_t, off_t};
 
 use crate::table::{self, Entry};
 use crate::{
-    advice, attach, calls, copy, cut, opening, read as reading, session, stream, wal,
+    advice, attach, calls, copy, cut, flush, opening, read as reading, session, stream,
     write as writing,
 };
 
@@ -166,14 +166,8 @@ pub unsafe extern "C" fn write(fd: c_int, from: *const c_void, length: usize) ->
     // SAFETY: the caller's memory.
     unsafe {
         match table::get(fd) {
-            Entry::Plain | Entry::Ours => {
-                if fd == libc::STDERR_FILENO {
-                    session::logged(from, length);
-                }
-                calls::write(fd, from, length)
-            }
+            Entry::Plain | Entry::Ours => calls::write(fd, from, length),
             Entry::Mapped(file) => writing::write(fd, file, from, length),
-            Entry::Wal(segment) => wal::write(fd, segment, from, length),
         }
     }
 }
@@ -190,7 +184,6 @@ pub unsafe extern "C" fn pwrite(
         match table::get(fd) {
             Entry::Plain | Entry::Ours => calls::pwrite(fd, from, length, offset),
             Entry::Mapped(file) => writing::pwrite(fd, file, from, length, offset),
-            Entry::Wal(segment) => wal::pwrite(fd, segment, from, length, offset),
         }
     }
 }
@@ -207,9 +200,33 @@ pub unsafe extern "C" fn pwritev(
         match table::get(fd) {
             Entry::Plain | Entry::Ours => calls::pwritev(fd, from, count, offset),
             Entry::Mapped(file) => writing::pwritev(fd, file, from, count, offset),
-            Entry::Wal(segment) => wal::pwritev(fd, segment, from, count, offset),
         }
     }
+}
+
+#[cfg_attr(all(feature = "preload", not(test)), unsafe(no_mangle))]
+pub unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
+    flush::fdatasync(fd)
+}
+
+#[cfg_attr(all(feature = "preload", not(test)), unsafe(no_mangle))]
+pub unsafe extern "C" fn fsync(fd: c_int) -> c_int {
+    flush::not_needed(|| calls::fsync(fd))
+}
+
+#[cfg_attr(all(feature = "preload", not(test)), unsafe(no_mangle))]
+pub unsafe extern "C" fn syncfs(fd: c_int) -> c_int {
+    flush::not_needed(|| calls::syncfs(fd))
+}
+
+#[cfg_attr(all(feature = "preload", not(test)), unsafe(no_mangle))]
+pub unsafe extern "C" fn sync_file_range(
+    fd: c_int,
+    offset: off_t,
+    length: off_t,
+    flags: c_uint,
+) -> c_int {
+    flush::not_needed(|| calls::sync_file_range(fd, offset, length, flags))
 }
 
 #[cfg_attr(all(feature = "preload", not(test)), unsafe(no_mangle))]
@@ -332,17 +349,6 @@ pub unsafe extern "C" fn epoll_ctl(
 pub unsafe extern "C" fn recv(fd: c_int, into: *mut c_void, length: usize, flags: c_int) -> isize {
     // SAFETY: the caller's memory.
     unsafe { session::receive(fd, into, length, flags) }
-}
-
-#[cfg_attr(all(feature = "preload", not(test)), unsafe(no_mangle))]
-pub unsafe extern "C" fn send(
-    fd: c_int,
-    from: *const c_void,
-    length: usize,
-    flags: c_int,
-) -> isize {
-    // SAFETY: the caller's memory.
-    unsafe { session::send(fd, from, length, flags) }
 }
 
 /// What `_FORTIFY_SOURCE` checks before a call: a program that reads over its buffer's end ends.

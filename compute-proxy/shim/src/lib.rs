@@ -8,11 +8,10 @@
 //! ```text
 //!   doors     libc's names ── table: what is this descriptor?
 //!               │                  │ plain: the system call
-//!   opening     │ open, dup, close │ WAL: wal (wait for the quorum)
-//!               │                  │ mapped:
+//!   opening     │ open, dup, close │ mapped:
 //!   read, write, cut, copy, stream ┴─ ready: is the block there? ── agent: fetch it
 //!
-//!   session: the client's own socket, and what its backend may answer ── notice
+//!   session: the client's own socket        flush: what is durable when the quorum has it
 //! ```
 //!
 //! What is promised:
@@ -23,7 +22,7 @@
 //! - errno is what libc would leave; nothing is written to standard error but the reason of a failure;
 //! - a child after a fork goes on by itself; a program that it executes knows nothing of the library.
 //!
-//! What it does not know: LSNs of pages, relations, Postgres. A file is told by its inode and birth, WAL by its path.
+//! What it does not know: LSNs of pages, relations, Postgres. A file is told by its inode and birth.
 
 #![allow(unsafe_code)]
 #![cfg_attr(
@@ -48,7 +47,7 @@ mod complain;
 mod copy;
 mod cut;
 pub mod doors;
-mod notice;
+mod flush;
 mod opening;
 mod read;
 mod ready;
@@ -56,7 +55,6 @@ mod session;
 mod stay;
 mod stream;
 mod table;
-mod wal;
 mod write;
 
 /// Runs before the program: joins the agent that started it, or does nothing if none did.

@@ -3,14 +3,14 @@
 //! A file is recognised after it was opened, by inode and birth, so it does not matter what happened to its path
 //! meanwhile. A descriptor whose file cannot be told is not handed out.
 
-use core::ffi::{CStr, c_char, c_int};
+use core::ffi::{c_char, c_int};
 
 use libc::mode_t;
 use treering_presence::MapPlace;
 
 use crate::attach::{self, Shared};
 use crate::table::{self, Entry, Mapped};
-use crate::{agent, calls, cut, ready, session, wal};
+use crate::{agent, calls, cut, flush, ready, session};
 
 const CREATES_NEW: c_int = libc::O_CREAT | libc::O_EXCL;
 
@@ -34,9 +34,7 @@ pub unsafe fn openat(dir: c_int, path: *const c_char, flags: c_int, mode: mode_t
     if fd < 0 {
         return fd;
     }
-    // SAFETY: the kernel has just read the path.
-    let path = unsafe { CStr::from_ptr(path) };
-    match calls::keeping_errno(|| recognise(shared, fd, path, wish)) {
+    match calls::keeping_errno(|| recognise(shared, fd, wish)) {
         Ok(()) => fd,
         Err(code) => {
             close(fd);
@@ -80,7 +78,7 @@ impl Wish {
     }
 }
 
-fn recognise(shared: &Shared, fd: c_int, path: &CStr, wish: Wish) -> Result<(), c_int> {
+fn recognise(shared: &Shared, fd: c_int, wish: Wish) -> Result<(), c_int> {
     let status = calls::status(fd)?;
     // A file that did not exist has no map, whatever number it was given.
     let place = match wish.creates_new() {
@@ -89,7 +87,7 @@ fn recognise(shared: &Shared, fd: c_int, path: &CStr, wish: Wish) -> Result<(), 
     };
     let entry = match place {
         Some(place) => Entry::Mapped(take_on(fd, place, wish)?),
-        None => wal::segment(path, status.size_bytes).map_or(Entry::Plain, Entry::Wal),
+        None => Entry::Plain,
     };
     if wish.truncates_here() && status.is_regular && truncate(fd, entry) != 0 {
         return Err(calls::errno());
@@ -120,7 +118,7 @@ fn take_on(fd: c_int, place: MapPlace, wish: Wish) -> Result<Mapped, c_int> {
 fn truncate(fd: c_int, entry: Entry) -> c_int {
     match entry {
         Entry::Mapped(file) => cut::ftruncate(fd, file, 0),
-        Entry::Plain | Entry::Wal(_) | Entry::Ours => calls::ftruncate(fd, 0),
+        Entry::Plain | Entry::Ours => calls::ftruncate(fd, 0),
     }
 }
 
@@ -128,7 +126,7 @@ fn truncate(fd: c_int, entry: Entry) -> c_int {
 pub fn close(fd: c_int) -> c_int {
     match table::get(fd) {
         Entry::Plain => {}
-        Entry::Mapped(_) | Entry::Wal(_) => table::set(fd, Entry::Plain),
+        Entry::Mapped(_) => table::set(fd, Entry::Plain),
         Entry::Ours => return calls::fail_int(libc::EBADF),
     }
     session::closed(fd);
@@ -142,13 +140,14 @@ pub fn duplicate(fd: c_int, call: impl FnOnce() -> c_int) -> c_int {
     if copy < 0 {
         return copy;
     }
-    let is_file = matches!(entry, Entry::Mapped(_) | Entry::Wal(_));
+    let is_file = matches!(entry, Entry::Mapped(_));
     if is_file && !table::has_room(copy) {
         calls::close(copy);
         return calls::fail_int(libc::EMFILE);
     }
     if table::get(copy) == Entry::Ours {
         agent::forget(copy);
+        flush::forget(copy);
     }
     table::set(copy, if is_file { entry } else { Entry::Plain });
     copy

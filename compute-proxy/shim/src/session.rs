@@ -4,19 +4,14 @@
 //! socket itself (`docs/formats/pages-door.md`); the backend takes it in the place of the connection, under the same
 //! number, before Postgres first waits for it. From then on nobody stands between client and backend.
 //!
-//! What the agent's relay would do then is done here: an answer that may rest on a cancelled wait for the quorum
-//! (`SyncRepWaitForLSN`) is not sent before the quorum has what it answers. Such a wait is told by the notice that
-//! Postgres sends, or, where the client has hidden that, by the line that this same process has logged.
-//!
 //! A backend has one thread and one client; a process that was handed none pays a comparison for each call.
 
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::agent;
 use crate::calls;
 use crate::complain::complain;
-use crate::notice::{self, Trace};
 use crate::ready::Patience;
 use crate::table::{self, Entry};
 
@@ -39,15 +34,6 @@ static CLIENT: AtomicI32 = AtomicI32::new(-1);
 static AGENT: AtomicI32 = AtomicI32::new(-1);
 /// Bytes that the agent has read of the client, and sends first.
 static FIRST_LEFT: AtomicU32 = AtomicU32::new(0);
-/// The postmaster of a backend that serves a handed client.
-static POSTMASTER: AtomicI32 = AtomicI32::new(0);
-
-/// This process has logged a warning since the quorum was last asked.
-static WARNED: AtomicBool = AtomicBool::new(false);
-/// How much of the notice's mark the bytes sent so far end with.
-static TRACE: Trace = Trace::new();
-/// The quorum has all that the next bytes can answer.
-static IS_COVERED: AtomicBool = AtomicBool::new(false);
 
 fn accepted_word(fd: c_int) -> u64 {
     u64::from(std::process::id()) << 32 | u64::from((fd as u32).wrapping_add(1))
@@ -149,8 +135,6 @@ fn install(fd: c_int, client: c_int, header: &[u8; HEADER_BYTES]) -> Result<(), 
     table::set(agent, Entry::Ours);
     AGENT.store(agent, Relaxed);
     FIRST_LEFT.store(first_bytes, Relaxed);
-    // SAFETY: asks for a number.
-    POSTMASTER.store(unsafe { libc::getppid() }, Relaxed);
     CLIENT.store(fd, Relaxed);
     let mut word = [0; 8];
     let (mark, pid) = word.split_at_mut(4);
@@ -207,64 +191,6 @@ unsafe fn receive_first(into: *mut c_void, length: usize, flags: c_int) -> isize
         }
         if wait_for(agent, libc::POLLIN, &mut patience).is_err() {
             return calls::fail(libc::ECONNRESET);
-        }
-    }
-}
-
-/// `send`: an answer that the quorum must cover waits for it.
-///
-/// # Safety
-/// As `send`.
-#[inline]
-pub unsafe fn send(fd: c_int, from: *const c_void, length: usize, flags: c_int) -> isize {
-    if CLIENT.load(Relaxed) != fd {
-        // SAFETY: the caller's memory.
-        return unsafe { calls::send(fd, from, length, flags) };
-    }
-    // SAFETY: the caller's memory, for as long as the call lasts.
-    let bytes = unsafe { core::slice::from_raw_parts(from.cast::<u8>(), length) };
-    let suspicious = WARNED.load(Relaxed) || TRACE.completes_in(bytes);
-    if suspicious && !IS_COVERED.load(Relaxed) && !cover() {
-        calls::shutdown(fd);
-        return calls::fail(libc::ECONNRESET);
-    }
-    // SAFETY: the caller's memory.
-    let sent = unsafe { calls::send(fd, from, length, flags) };
-    if let Some(passed) = usize::try_from(sent).ok().and_then(|sent| bytes.get(..sent)) {
-        TRACE.pass(passed);
-        if !passed.is_empty() {
-            IS_COVERED.store(false, Relaxed);
-        }
-    }
-    sent
-}
-
-/// Waits until the quorum has all that this compute has flushed. `false`: it never will, or nobody can tell any more.
-#[cold]
-fn cover() -> bool {
-    WARNED.store(false, Relaxed);
-    let covered = calls::keeping_errno(|| agent::cover(is_orphan));
-    IS_COVERED.store(covered, Relaxed);
-    covered
-}
-
-/// Whether the postmaster is gone: then no agent will adopt this compute.
-fn is_orphan() -> bool {
-    // SAFETY: asks for a number.
-    unsafe { libc::getppid() != POSTMASTER.load(Relaxed) }
-}
-
-/// Looks at what a process logs, before it is written.
-///
-/// # Safety
-/// `from` holds `length` bytes.
-#[inline]
-pub unsafe fn logged(from: *const c_void, length: usize) {
-    if CLIENT.load(Relaxed) >= 0 {
-        // SAFETY: the caller's.
-        let line = unsafe { core::slice::from_raw_parts(from.cast::<u8>(), length) };
-        if notice::is_warning(line) {
-            WARNED.store(true, Relaxed);
         }
     }
 }

@@ -20,8 +20,6 @@ pub enum Entry {
     Plain,
     /// A file with a presence map.
     Mapped(Mapped),
-    /// A WAL segment.
-    Wal(Segment),
     /// The library's own connection, which Postgres does not know of.
     Ours,
 }
@@ -36,21 +34,12 @@ pub struct Mapped {
     pub appends: bool,
 }
 
-/// A descriptor of a WAL segment.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Segment {
-    /// Its first LSN ÷ 2²⁰. Segments are whole MiB.
-    pub start_mib: u64,
-}
-
 /// ```text
 ///   63        32   29      8     2     1 0
 ///  | map's unit |  | blocks |   | app | 1 |
-///  |   start_mib              |       | 2 |
 /// ```
 const KIND: u64 = 0b11;
 const MAPPED: u64 = 1;
-const WAL: u64 = 2;
 const OURS: u64 = 3;
 const APPENDS: u64 = 1 << 2;
 const VALUE_SHIFT: u32 = 8;
@@ -65,7 +54,6 @@ impl Entry {
                 let blocks = u64::from(file.place.block_count) & BLOCKS;
                 MAPPED | appends | blocks << VALUE_SHIFT | u64::from(file.place.unit) << 32
             }
-            Entry::Wal(segment) => WAL | segment.start_mib << VALUE_SHIFT,
             Entry::Ours => OURS,
         }
     }
@@ -80,7 +68,6 @@ impl Entry {
                 },
                 appends: word & APPENDS != 0,
             }),
-            WAL => Entry::Wal(Segment { start_mib: word >> VALUE_SHIFT }),
             OURS => Entry::Ours,
             _ => Entry::Plain,
         }
@@ -98,7 +85,7 @@ pub fn get(fd: c_int) -> Entry {
 pub fn mapped(fd: c_int) -> Option<Mapped> {
     match get(fd) {
         Entry::Mapped(file) => Some(file),
-        Entry::Plain | Entry::Wal(_) | Entry::Ours => None,
+        Entry::Plain | Entry::Ours => None,
     }
 }
 
@@ -132,7 +119,6 @@ mod tests {
             Entry::Ours,
             Entry::Mapped(Mapped { place, appends: true }),
             Entry::Mapped(Mapped { place: small, appends: false }),
-            Entry::Wal(Segment { start_mib: (1 << 44) - 1 }),
         ] {
             assert_eq!(Entry::decode(entry.encode()), entry);
         }

@@ -3,6 +3,7 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use treering_consensus::TimelineIdentity;
 use treering_types::{ErrorKind, Lsn};
 
 use super::Agent;
@@ -10,11 +11,12 @@ use crate::{
     compute::{settings, supervise::Postmaster},
     endpoint::{Compute, Endpoint, sql_error},
     error::AgentError,
+    flush,
     pages::{IngestView, Pages},
     standby,
 };
 
-/// How long a started compute may take until it waits for us as its synchronous standby.
+/// How long a started compute may take until its commits wait for us.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// How long a postmaster may take until the page library under it says hello.
 const REPORT_LIMIT: Duration = Duration::from_secs(10);
@@ -22,7 +24,7 @@ const REPORT_LIMIT: Duration = Duration::from_secs(10);
 impl Agent {
     /// The postmaster, once it has said that the library is under it; else nothing of it is left. The library speaks
     /// before the program does.
-    pub(super) async fn with_library(
+    pub async fn with_library(
         &self,
         endpoint: &Endpoint,
         postmaster: Postmaster,
@@ -49,11 +51,18 @@ impl Agent {
     }
 
     /// What runs beside a compute until it ends.
-    pub fn attend(&self, compute: &Arc<Compute>, endpoint: &Endpoint, stream_from: Lsn) {
-        compute.session.spawn(standby::run(compute.clone(), stream_from));
-        let Some(pages) = &compute.pages else { return };
-        pages.set_gate(compute);
-        compute.session.spawn(Arc::clone(pages).publish_commits(compute.clone()));
+    pub fn attend(
+        &self,
+        compute: &Arc<Compute>,
+        endpoint: &Endpoint,
+        log: TimelineIdentity,
+        stream_from: Lsn,
+    ) {
+        let Some(pages) = &compute.pages else {
+            compute.session.spawn(standby::run(compute.clone(), stream_from));
+            return;
+        };
+        compute.session.spawn(flush::run(compute.clone(), pages.clone(), log, stream_from));
         tokio::spawn(Arc::clone(pages).forget_unlinked(compute.clone()));
         if self.options.pages.cache_limit_bytes.is_some() {
             let ingest = IngestView {
@@ -66,7 +75,7 @@ impl Agent {
         }
     }
 
-    /// Waits until the compute waits for us, and makes sure that the user's role has its password.
+    /// Waits until the compute's commits wait for us, and makes sure that the user's role has its password.
     pub async fn become_ready(
         &self,
         endpoint: &Endpoint,
@@ -75,7 +84,7 @@ impl Agent {
         let ready = async {
             loop {
                 if let Ok(client) = compute.connect().await
-                    && is_synchronous(&client).await?
+                    && waits_for_the_quorum(compute, &client).await?
                 {
                     return Ok::<_, AgentError>(client);
                 }
@@ -138,7 +147,16 @@ fn no_postmaster() -> AgentError {
     AgentError::new(ErrorKind::Unavailable, "Postgres ended while starting")
 }
 
-async fn is_synchronous(client: &tokio_postgres::Client) -> Result<bool, AgentError> {
+/// Whether commits wait for us.
+async fn waits_for_the_quorum(
+    compute: &Compute,
+    client: &tokio_postgres::Client,
+) -> Result<bool, AgentError> {
+    if compute.pages.is_some() {
+        let row = client.query_opt(settings::FLUSHES_SHOWN, &[]).await;
+        let row = row.map_err(|e| sql_error(&e))?.context("Postgres does not flush its log")?;
+        return Ok(row.len() == 1);
+    }
     let query =
         "SELECT 1 FROM pg_stat_replication WHERE application_name = $1 AND sync_state = 'sync'";
     let row = client.query_opt(query, &[&settings::AGENT_STANDBY]).await;

@@ -122,7 +122,8 @@ impl Agent {
         session.append(from, synthetic.bytes.clone().into()).await?;
         session.wait_for(synthetic.end).await?;
         session.set_wal_dir(data_dir.join("pg_wal"));
-        let log = (self.log_of(endpoint, timeline).identity, session.election.term);
+        let identity = self.log_of(endpoint, timeline).identity;
+        let log = (identity.clone(), session.election.term);
         let socket_dir = socket_dir(&run_dir).context("make the socket directory")?;
         let lazy = match (&library, facts.lazy.clone()) {
             (Ok(library), Some(files)) => {
@@ -148,7 +149,7 @@ impl Agent {
         };
         let compute =
             endpoint.supervise(postmaster, session, log, Places { socket_dir, run_dir }, pages);
-        self.attend(&compute, endpoint, synthetic.end);
+        self.attend(&compute, endpoint, identity, synthetic.end);
         Ok(compute)
     }
 
@@ -254,11 +255,9 @@ impl Agent {
         }
         RunRecord::new(&log, run_dir, socket_dir, term).save(&endpoint.dir)?;
         let paths = SettingsPaths { socket_dir, hba_file: &hba_file, ident_file: &ident_file };
-        let mut settings = settings::forced(&paths, facts.max_prepared_transactions_needed);
-        if lazy.is_some() {
-            let major = PgMajor::from_number(facts.pg_version).context("an unknown Postgres")?;
-            settings.extend(settings::forced_when_lazy(major));
-        }
+        let major = PgMajor::from_number(facts.pg_version).context("an unknown Postgres")?;
+        let prepared = facts.max_prepared_transactions_needed;
+        let settings = settings::forced(&paths, prepared, lazy.is_some().then_some(major));
         let (log, writer) =
             ComputeLog::begin(&endpoint.dir.join("postgres.log")).context("open the log")?;
         let launch = Launch {

@@ -25,7 +25,7 @@ use object::{
 /// Every `postgres` calls these; one that does not import them calls something else in their place.
 #[rustfmt::skip]
 const CORE: [&str; 13] = [
-    "accept", "close", "epoll_ctl", "ftruncate", "lseek", "open", "pread", "pwrite", "read", "recv", "send", "unlink",
+    "accept", "close", "epoll_ctl", "fdatasync", "ftruncate", "lseek", "open", "pread", "pwrite", "read", "recv", "unlink",
     "write",
 ];
 /// What packs full-page images where `wal_compression` can be `lz4`.

@@ -165,9 +165,6 @@ fn fill(
     let terms = Terms {
         start: number,
         wait_limit_ms: start.wait_limit_ms,
-        // Limited once the log is streamed.
-        wal_ahead_mib: 0,
-        committed: start.lsn.0,
         socket: start.socket.to_str().context("a socket path that is not UTF-8")?,
     };
     let directory = Directory::create(memory.words(), layout, &terms)?;

@@ -34,6 +34,11 @@ use std::{
 };
 
 use anyhow::Context;
+use rustix::{
+    fs::{CWD, FileType, Mode, mknodat},
+    io::Errno,
+};
+use tokio::net::unix::pipe;
 use treering_presence::BLOCK_SIZE;
 use treering_types::{Lsn, TenantId, TimelineId};
 use treering_wire::lease::Holder;
@@ -52,12 +57,13 @@ use crate::{
     compute::{owner::Owner, reap::RUN_PREFIX},
     endpoint::Compute,
     peers::Peers,
-    relay,
 };
 
 /// The socket's name in the run directory, which is ours: nothing that the compute's user could put in its place is
 /// ever handed over to that user.
 const SOCKET_NAME: &str = "pages.sock";
+/// What the path of the pipe for flushes has behind the socket's.
+const FLUSH_PIPE_SUFFIX: &str = ".flush";
 /// Longest socket path the kernel takes (`sun_path`).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// The agent gives up this much before the library does, so that its sentence reaches Postgres's log.
@@ -75,8 +81,6 @@ pub struct PageOptions {
     pub cache_limit_bytes: Option<u64>,
     /// The longest that one read of Postgres waits for a page.
     pub wait_limit: Duration,
-    /// How far a compute may write WAL ahead of the quorum; no limit when absent.
-    pub wal_ahead_bytes: Option<u64>,
 }
 
 /// Before the start, or on first touch.
@@ -95,7 +99,6 @@ impl Default for PageOptions {
             mode: PageMode::Lazy,
             cache_limit_bytes: None,
             wait_limit: Duration::from_secs(30),
-            wal_ahead_bytes: Some(256 << 20),
         }
     }
 }
@@ -103,12 +106,6 @@ impl Default for PageOptions {
 impl PageOptions {
     pub fn wait_limit_ms(&self) -> u32 {
         u32::try_from(self.wait_limit.as_millis()).unwrap_or(u32::MAX)
-    }
-
-    /// In whole MiB, at least one.
-    pub fn wal_ahead_mib(&self) -> u32 {
-        let mib = self.wal_ahead_bytes.map_or(0, |bytes| (bytes >> 20).max(1));
-        u32::try_from(mib).unwrap_or(u32::MAX)
     }
 }
 
@@ -119,7 +116,7 @@ pub struct Pages {
     lease: Lease,
     shared_file: PathBuf,
     socket: PathBuf,
-    wal_ahead_mib: u32,
+    data_dir: PathBuf,
 }
 
 /// Which timeline's pages, and who has them.
@@ -173,6 +170,7 @@ impl Pages {
         )?;
         let fetcher = Arc::new(fetcher);
         let listener = listen(&record.socket, owner).context("listen for the page library")?;
+        make_pipe(&flush_pipe(&record.socket), owner).context("make the pipe for flushes")?;
         let door = Door::open(Arc::clone(&fetcher), record.start, wait, listener, &record.socket)?;
         Ok(Pages {
             fetcher,
@@ -180,48 +178,34 @@ impl Pages {
             lease,
             shared_file: record.shared_file,
             socket: record.socket,
-            wal_ahead_mib: options.wal_ahead_mib(),
+            data_dir: record.data_dir,
         })
+    }
+
+    /// The newest request for a flush, unless it is done. Read before the log that it is about.
+    pub fn flush_request(&self) -> Option<u32> {
+        self.fetcher.shared.directory().flush_request()
+    }
+
+    /// The quorum has all that was written before this request.
+    pub fn set_flushed(&self, request: u32) {
+        self.fetcher.shared.set_flushed(request);
+    }
+
+    /// The pipe that wakes us for requests.
+    pub fn flush_pipe(&self) -> io::Result<pipe::Receiver> {
+        // Both ends: it never ends, and what nobody has read yet is not lost.
+        pipe::OpenOptions::new().read_write(true).open_receiver(flush_pipe(&self.socket))
+    }
+
+    /// Where the compute keeps its log.
+    pub fn wal_dir(&self) -> PathBuf {
+        self.data_dir.join("pg_wal")
     }
 
     /// Whether this process said that it has the library.
     pub fn has_reported(&self, pid: i32) -> bool {
         self.door.has_reported(pid)
-    }
-
-    /// Backends that have their clients' sockets ask here what the relay asks for others.
-    pub fn set_gate(&self, compute: &Arc<Compute>) {
-        let (compute, runtime) = (Arc::downgrade(compute), tokio::runtime::Handle::current());
-        self.door.set_gate(Box::new(move |limit| {
-            let compute = compute.upgrade()?;
-            let covered = relay::covered(&*compute, None);
-            let covered = runtime.block_on(async { tokio::time::timeout(limit, covered).await });
-            Some(covered.ok()?.map_err(|error| error.to_string()))
-        }));
-    }
-
-    /// The compute's log is streamed: it may write only so far ahead of the quorum.
-    pub fn limit_wal(&self) {
-        self.fetcher.shared.directory().set_wal_ahead_mib(self.wal_ahead_mib);
-    }
-
-    /// WAL may be written however far the quorum is: before a compute is stopped, and while nothing is streamed, for then
-    /// it is Postgres that must come further before the quorum can.
-    pub fn release_wal(&self) {
-        self.fetcher.shared.directory().set_wal_ahead_mib(0);
-    }
-
-    /// Tells the library how far the quorum is, until the compute ends.
-    pub async fn publish_commits(self: Arc<Self>, compute: Arc<Compute>) {
-        let mut commit = compute.session.watch_commit();
-        loop {
-            let lsn = *commit.borrow_and_update();
-            self.fetcher.shared.directory().set_committed(lsn.0);
-            tokio::select! {
-                changed = commit.changed() => if changed.is_err() { return },
-                () = compute.wait_ended() => return,
-            }
-        }
     }
 
     /// Keeps the files within the limit, until the compute ends.
@@ -274,6 +258,7 @@ pub fn socket_path(run_dir: &Path) -> io::Result<PathBuf> {
 /// Removes the socket, and its directory if it has one of its own.
 fn forget_socket(socket: &Path) {
     let _ = fs::remove_file(socket);
+    let _ = fs::remove_file(flush_pipe(socket));
     let dir = socket.parent().filter(|dir| {
         dir.file_name()
             .and_then(|name| name.to_str())
@@ -293,6 +278,24 @@ pub fn forget_starts(branch_dir: &Path) {
             let _ = fs::remove_file(&record.shared_file);
             forget_socket(&record.socket);
         }
+    }
+}
+
+fn flush_pipe(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(FLUSH_PIPE_SUFFIX);
+    path.into()
+}
+
+/// Makes the pipe of a start, unless an agent before us has: the compute's processes hold it open.
+fn make_pipe(path: &Path, owner: Option<Owner>) -> io::Result<()> {
+    match mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
+        Err(Errno::EXIST) => return Ok(()),
+        made => made?,
+    }
+    match owner {
+        Some(owner) => lchown(path, Some(owner.uid), Some(owner.gid)),
+        None => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     ops::Range,
     os::unix::net::{UnixListener, UnixStream},
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -52,13 +52,7 @@ pub struct Door {
     connections: AtomicUsize,
     /// To wake the thread that accepts.
     socket: std::path::PathBuf,
-    gate: OnceLock<Gate>,
 }
-
-/// Waits until the quorum has all that the compute has flushed by now; `None`: not within the time, ask again.
-///
-/// An error says that nobody can vouch for the compute's commits any more.
-pub type Gate = Box<dyn Fn(Duration) -> Option<Result<(), String>> + Send + Sync>;
 
 /// Blocks to fetch when nobody waits for them.
 #[derive(Default)]
@@ -84,7 +78,6 @@ impl Door {
             is_closed: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             socket: socket.to_owned(),
-            gate: OnceLock::new(),
         });
         for _ in 0..AHEAD_THREADS {
             let door = Arc::clone(&door);
@@ -93,11 +86,6 @@ impl Door {
         let accepting = Arc::clone(&door);
         spawn("pages-door", move || accepting.accept(&listener))?;
         Ok(door)
-    }
-
-    /// How backends learn that the quorum has what they answer. Set once the compute is supervised.
-    pub fn set_gate(&self, gate: Gate) {
-        let _ = self.gate.set(gate);
     }
 
     /// Nobody is answered any more.
@@ -170,11 +158,6 @@ impl Door {
                     reply(&mut stream, answer)?;
                 }
                 (3, true) => self.advise(&request),
-                (4, true) => match self.gate.get().and_then(|gate| gate(self.wait_limit)) {
-                    Some(answer) => reply(&mut stream, answer.map_err(|why| (libc::EIO, why)))?,
-                    // It asks again.
-                    None => return Ok(()),
-                },
                 _ => return Err(io::Error::other("a request that is none")),
             }
         }

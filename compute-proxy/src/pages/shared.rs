@@ -78,6 +78,16 @@ impl Shared {
         self.directory
     }
 
+    /// What was written before this request is durable: wakes who waits for it.
+    pub fn set_flushed(&self, request: u32) {
+        self.directory.set_flushed(request);
+        if let Some(word) = self.directory.flush_word() {
+            let (wake, all) = (libc::FUTEX_WAKE, i32::MAX);
+            // SAFETY: the word stays mapped (see the type), and is neither read nor written.
+            unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), wake, all) };
+        }
+    }
+
     pub fn agent<'a>(&'a self, file: usize) -> Option<&'a Agent<'a, AtomicU32>> {
         self.agents.get(file)
     }

@@ -6,13 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const TERMS: Terms<'static> = Terms {
-    start: 77,
-    wait_limit_ms: 30_000,
-    wal_ahead_mib: 64,
-    committed: 5 << 20,
-    socket: "/run/x/pages.sock",
-};
+const TERMS: Terms<'static> =
+    Terms { start: 77, wait_limit_ms: 30_000, socket: "/run/x/pages.sock" };
 
 fn identity(inode: u64) -> FileIdentity {
     FileIdentity { device: 3, inode, birth_ns: 1_700_000_000_000_000_000 + inode }
@@ -77,15 +72,24 @@ fn files_of_several_file_systems_may_share_an_inode_number() {
 }
 
 #[test]
-fn wal_waits_for_the_quorum() {
+fn requests_for_flushes_are_done_in_their_order() {
     let layout = Layout::new(0).unwrap();
     let memory = memory(&layout);
     let directory = Directory::create(&memory, &layout, &TERMS).unwrap();
-    assert!(directory.may_write_wal(69 << 20) && !directory.may_write_wal(70 << 20));
-    directory.set_committed(6 << 20);
-    assert!(directory.may_write_wal(70 << 20));
-    directory.set_wal_ahead_mib(0);
-    assert!(directory.may_write_wal(u64::MAX));
+    assert_eq!(directory.flush_request(), None);
+    // Also where the numbers wrap.
+    for start in [0, u32::MAX - 1] {
+        directory.put(at::FLUSH_ASKED, start);
+        directory.set_flushed(start);
+        let [first, second, third] = [(); 3].map(|()| directory.ask_for_flush());
+        assert_eq!(directory.flush_request(), Some(third));
+        directory.set_flushed(second);
+        assert!(directory.is_flushed(first) && directory.is_flushed(second));
+        assert!(!directory.is_flushed(third));
+        assert_eq!(directory.flush_request(), Some(third));
+        directory.set_flushed(third);
+        assert_eq!(directory.flush_request(), None);
+    }
 }
 
 #[test]

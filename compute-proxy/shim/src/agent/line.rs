@@ -150,7 +150,7 @@ impl Connection {
 }
 
 /// Moves a new descriptor above Postgres's, as far as the limit allows.
-fn out_of_the_way(fd: c_int) -> c_int {
+pub fn out_of_the_way(fd: c_int) -> c_int {
     let moved = copy_out_of_the_way(fd);
     if !has_room(moved) {
         return fd;

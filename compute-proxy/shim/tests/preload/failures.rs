@@ -177,7 +177,7 @@ fn shared_files_that_are_none() {
     let words =
         |word: usize, value| move |stage: &Stage| stage.words[word].store(value, Ordering::SeqCst);
     refused_with(&USUAL, words(0, 1), "no directory of presence maps here");
-    refused_with(&USUAL, words(2, 3), "presence maps of version 3");
+    refused_with(&USUAL, words(2, 4), "presence maps of version 4");
     refused_with(&USUAL, words(3, 2), "presence maps of version 2");
     refused_with(&USUAL, words(4, 64), "the file has another length");
     for (value, sentence) in [

@@ -50,7 +50,6 @@ const CASES: &[Case] = &[
         shown(&(made, fs::remove_dir(folder.join("a"))))
     }),
     ("fsync", |folder| shown(&open(folder, "a").sync_all())),
-    ("fdatasync", |folder| shown(&open(folder, "a").sync_data())),
     // SAFETY: no memory is passed, here and below.
     ("syncfs", |folder| shown(&number(unsafe { libc::syncfs(open(folder, "a").as_raw_fd()) }))),
     ("sync_file_range", |folder| {

@@ -16,7 +16,7 @@ use crate::agent::{Memory, Pages};
 use crate::pages::PAGE;
 use crate::stage::{Setting, Stage, USUAL, library};
 
-const SETTINGS: &str = "shared_buffers=1MB\nautovacuum_naptime=1s\nmax_wal_size=64MB\n\
+const SETTINGS: &str = "fsync=off\nshared_buffers=1MB\nautovacuum_naptime=1s\nmax_wal_size=64MB\n\
     restart_after_crash=off\nautovacuum_vacuum_threshold=10";
 
 const LOAD: &str = "

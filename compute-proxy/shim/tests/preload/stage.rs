@@ -26,8 +26,6 @@ pub struct Setting {
     /// Lazy files: name, blocks.
     pub files: &'static [(&'static str, u32)],
     pub wait_limit_ms: u32,
-    pub wal_ahead_mib: u32,
-    pub committed: u64,
     /// What the agent does about the n-th fetch.
     pub rule: fn(u32) -> Reply,
     pub welcome: Reply,
@@ -36,8 +34,6 @@ pub struct Setting {
 pub const USUAL: Setting = Setting {
     files: &[("a", 300)],
     wait_limit_ms: 20_000,
-    wal_ahead_mib: 0,
-    committed: 0,
     rule: |_| Reply::Serve,
     welcome: Reply::Serve,
 };
@@ -105,8 +101,6 @@ impl Stage {
         let terms = Terms {
             start: 4711,
             wait_limit_ms: setting.wait_limit_ms,
-            wal_ahead_mib: setting.wal_ahead_mib,
-            committed: setting.committed,
             socket: socket.to_str().unwrap(),
         };
         let directory = Directory::create(words, &layout, &terms).unwrap();

@@ -8,23 +8,23 @@
 pub const INTERCEPTED: &[&str] = &[
     "__pread64_chk", "__pread_chk", "__read_chk", "accept", "accept4", "close",
     "copy_file_range", "creat", "creat64", "dup", "dup2", "dup3", "epoll_ctl", "fcntl",
-    "fcntl64", "fopen", "fopen64", "ftruncate", "ftruncate64", "lseek", "lseek64", "mmap",
+    "fcntl64", "fdatasync", "fopen", "fopen64", "fsync", "ftruncate", "ftruncate64", "lseek", "lseek64", "mmap",
     "mmap64", "open", "open64", "openat", "openat64", "posix_fadvise", "posix_fadvise64",
     "posix_fallocate", "posix_fallocate64", "pread", "pread64", "preadv", "preadv64", "pwrite",
-    "pwrite64", "pwritev", "pwritev64", "read", "recv", "rename", "send", "sendfile",
-    "sendfile64", "truncate", "truncate64", "unlink", "write",
+    "pwrite64", "pwritev", "pwritev64", "read", "recv", "rename", "sendfile",
+    "sendfile64", "sync_file_range", "syncfs", "truncate", "truncate64", "unlink", "write",
 ];
 
 /// They take paths or descriptors, and neither return nor change what is in a file: sizes, times, permissions,
-/// names, directories, and writing out what was written. A file with a map has the right size from the start, and
+/// names, directories. A file with a map has the right size from the start, and
 /// stays the same file under any name.
 #[rustfmt::skip]
 pub const NAMES_AND_STATUS: &[&str] = &[
     "__fxstat", "__fxstat64", "__lxstat", "__lxstat64", "__realpath_chk", "__xstat",
-    "__xstat64", "access", "chdir", "chmod", "chown", "closedir", "fdatasync", "fstat",
-    "fstat64", "fsync", "getcwd", "link", "lstat", "lstat64", "mkdir", "opendir", "readdir",
+    "__xstat64", "access", "chdir", "chmod", "chown", "closedir", "fstat",
+    "fstat64", "getcwd", "link", "lstat", "lstat64", "mkdir", "opendir", "readdir",
     "readdir64", "readlink", "realpath", "rmdir", "stat", "stat64", "symlink",
-    "sync_file_range", "syncfs", "utime",
+    "utime",
 ];
 
 /// They work on streams, which `fopen` makes, and that is intercepted. `freopen` opens past the library: Postgres
@@ -47,7 +47,7 @@ pub const OTHER_FILES: &[&str] = &[
     "getaddrinfo", "getgrnam", "getifaddrs", "getnameinfo", "getpwuid", "getpwuid_r",
     "getsockname", "getsockopt", "isatty", "listen", "munmap", "newlocale", "openlog", "pclose",
     "pipe", "pipe2", "poll", "popen", "recvfrom", "recvmsg", "select",
-    "sendmsg", "sendto", "setlocale", "setsockopt", "shm_open", "shm_unlink", "shmat", "shmctl",
+    "send", "sendmsg", "sendto", "setlocale", "setsockopt", "shm_open", "shm_unlink", "shmat", "shmctl",
     "shmdt", "shmget", "shutdown", "signalfd", "socket", "syslog", "system",
 ];
 
