@@ -8,7 +8,10 @@ mod tail;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    io::AsyncReadExt,
+    time::{sleep, timeout},
+};
 use treering_consensus::TimelineIdentity;
 use treering_pgfmt::version::PgMajor;
 use treering_types::Lsn;
@@ -59,7 +62,7 @@ async fn answer(
     log: &TimelineIdentity,
     next: Lsn,
 ) -> anyhow::Result<()> {
-    let pipe = pages.flush_pipe().context("the pipe for flushes")?;
+    let mut pipe = pages.flush_pipe().context("the pipe for flushes")?;
     let major = PgMajor::from_number(log.pg_major)?;
     let mut tail = Tail::new(pages.wal_dir(), major, log.pg_tli, next);
     let mut words = [0; 1024];
@@ -70,10 +73,8 @@ async fn answer(
             compute.session.wait_for(tail.whole()).await?;
             pages.set_flushed(request);
         }
-        if let Ok(woken) = timeout(LOOK_EVERY, pipe.readable()).await {
+        if let Ok(woken) = timeout(LOOK_EVERY, pipe.read(&mut words)).await {
             woken?;
-            // Nothing to read was a false alarm.
-            let _ = pipe.try_read(&mut words);
         }
     }
 }
@@ -91,6 +92,9 @@ async fn hand_on(compute: &Compute, tail: &mut Tail) -> anyhow::Result<()> {
                     let length = part.len() as u64;
                     compute.session.append(at, part).await?;
                     at = at + length;
+                    if written.is_all && bytes.is_empty() {
+                        return Ok(());
+                    }
                     // Who sends it is on this thread, too.
                     tokio::task::yield_now().await;
                 }

@@ -7,6 +7,7 @@
 
 mod driver;
 mod link;
+mod news;
 mod old_wal;
 mod patience;
 

@@ -24,6 +24,7 @@ mod options;
 pub mod page_service;
 pub mod remote;
 pub mod service;
+mod waiters;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -22,6 +22,7 @@ use crate::{
     error::ServiceError,
     ingest::sources::Sources,
     leases::Leases,
+    waiters::Waiters,
 };
 
 /// How ingest of one timeline is doing.
@@ -40,6 +41,7 @@ pub struct LiveTimeline {
     pub timeline: Arc<Timeline>,
     ancestor: Option<(Arc<LiveTimeline>, Lsn)>,
     last_record: watch::Sender<Lsn>,
+    waiters: Waiters,
     pub leases: Leases,
     /// Whom its WAL is read from.
     pub(crate) sources: Sources,
@@ -62,6 +64,7 @@ impl LiveTimeline {
     ) -> LiveTimeline {
         LiveTimeline {
             last_record: watch::Sender::new(timeline.last_record_lsn()),
+            waiters: Waiters::default(),
             timeline,
             ancestor,
             leases: Leases::new(lease_length),
@@ -113,6 +116,7 @@ impl LiveTimeline {
         if self.timeline.last_record_lsn() >= wanted {
             return Ok(());
         }
+        let _waiting = self.waiters.enter(wanted);
         let mut last_record = self.last_record.subscribe();
         let reached = timeout_at(deadline, last_record.wait_for(|lsn| *lsn >= wanted));
         tokio::select! {
@@ -129,6 +133,16 @@ impl LiveTimeline {
             },
             () = self.stop.cancelled() => Err(EngineError::NoTimeline(self.id()).into()),
         }
+    }
+
+    /// Returns when somebody has begun to wait. For the receiver.
+    pub(crate) async fn waiters_arrived(&self) {
+        self.waiters.arrived().await;
+    }
+
+    /// Somebody waits for more than is ingested.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.waiters.want_more_than(self.timeline.last_record_lsn())
     }
 
     /// True for the one caller that may ingest now; it calls [`LiveTimeline::end_ingest`] when it is done.

@@ -6,7 +6,10 @@ mod support;
 use std::{
     io::{Read, Write},
     net::TcpStream,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -14,7 +17,15 @@ use axum::{Json, Router, routing::get};
 use bytes::BytesMut;
 use serde_json::{Value, json};
 use support::{MAIN, Server, TENANT};
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::oneshot,
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 use treering_pageserver::{Listening, PageserverOptions, Safekeeper};
 use treering_pgfmt::{checksum, mask};
@@ -23,8 +34,10 @@ use treering_wire::{
     backend::{self, Message},
     client::{Handshake, Outcome, Reply},
     frame::{BODY_BYTES_MAX, next_frame},
+    frontend,
     pagestream::{Answer, Header, Question, Request, Response},
-    startup::StartupMessage,
+    replication::StandbyMessage,
+    startup::{self, StartupMessage},
 };
 
 const HEAP_RMID: u8 = 10;
@@ -44,6 +57,52 @@ async fn listing(committed: Committed) -> String {
     let address = listener.local_addr().expect("address");
     tokio::spawn(async move { axum::serve(listener, router).await });
     format!("http://{address}")
+}
+
+/// Stands between the pageserver and the server at `port`, and counts the status updates that ask for a reply.
+async fn tap(port: u16, asked: Arc<AtomicUsize>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+    let address = listener.local_addr().expect("address");
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.expect("accept");
+            let (from_client, mut to_client) = client.into_split();
+            // Before the server runs, nobody is there.
+            let Ok(server) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else {
+                continue;
+            };
+            let (mut from_server, to_server) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+            tokio::spawn(pass(from_client, to_server, Arc::clone(&asked)));
+        }
+    });
+    address.to_string()
+}
+
+/// What the pageserver sends, as it comes, until it or the server closes.
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, asked: Arc<AtomicUsize>) {
+    let (mut input, mut is_started) = (BytesMut::new(), false);
+    loop {
+        let before = input.len();
+        match from.read_buf(&mut input).await {
+            Ok(count) if count > 0 => {}
+            _ => return,
+        }
+        if to.write_all(&input[before..]).await.is_err() {
+            return;
+        }
+        is_started = is_started || startup::parse(&mut input).expect("startup").is_some();
+        while is_started && let Some(frame) = next_frame(&mut input, BODY_BYTES_MAX).expect("frame")
+        {
+            if let frontend::Message::CopyData(payload) =
+                frontend::Message::parse(frame).expect("message")
+                && let Ok(StandbyMessage::StatusUpdate { reply_requested: true, .. }) =
+                    StandbyMessage::parse(payload)
+            {
+                asked.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }
 }
 
 struct Running {
@@ -343,5 +402,60 @@ async fn pages_follow_the_log() {
     assert_eq!(detail["unhandled_relations"], json!(0));
     assert_eq!(delete(format!("{}/{child}", running.timelines())).await, 204);
     assert_eq!(delete(timeline).await, 204);
+    running.stop().await;
+}
+
+/// Log that nobody waits for may come late, so that it costs little. Who waits for it must be heard of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_is_asked_for_while_somebody_waits() {
+    let folder = tempfile::tempdir().expect("folder");
+    let committed = Committed::default();
+    let port = free_port();
+    let http = listing(Arc::clone(&committed)).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let safekeeper = Safekeeper::alone(http, tap(port, Arc::clone(&asked)).await);
+    let mut options = PageserverOptions::new(folder.path(), safekeeper);
+    options.wait_lsn_max = Duration::from_secs(30);
+    let running = run(options).await;
+    let tenant = json!({ "tenant_id": TENANT });
+    assert_eq!(running.post(running.url("/v1/tenant"), tenant).await.0, 201);
+    let (_, root) = running.post(running.timelines(), json!({ "new_timeline_id": MAIN })).await;
+    let start_lsn = lsn_of(&root["last_record_lsn"]);
+
+    let mut pages = Pages::connect(running.listening);
+    let archive = pages.archive(&format!("basebackup {TENANT} {MAIN} {start_lsn}"));
+    let start = support::description(&archive);
+    let settings = [format!("port={port}"), "listen_addresses=127.0.0.1".to_owned()];
+    let server = Server::start_on(&archive, &start, port, &settings.each_ref().map(String::as_str));
+    server.sql(
+        "postgres",
+        "CREATE ROLE treering_pageserver LOGIN REPLICATION; CREATE TABLE t(a int)",
+    );
+    let first = server.insert_lsn();
+    *committed.lock().expect("lock") = Some(first);
+    let timeline = format!("{}/{MAIN}", running.timelines());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while lsn_of(&running.get(timeline.clone()).await.1["last_record_lsn"]) < first {
+        assert!(Instant::now() < deadline, "not ingested");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 0, "nobody waited");
+
+    // What is not written yet.
+    let ahead = first + (1 << 20);
+    let stream = format!("pagestream_v3 {TENANT} {MAIN}");
+    assert!(matches!(pages.query(&stream), Ok(Outcome::Copy { .. })));
+    let question = Question::SlruSegment { kind: 0, segment: 0 };
+    let answers =
+        tokio::task::spawn_blocking(move || pages.ask(&[request(1, ahead, ahead, question)]));
+    while asked.load(Ordering::SeqCst) == 0 {
+        assert!(Instant::now() < deadline, "not asked for");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    while server.insert_lsn() <= ahead {
+        server.sql("postgres", "INSERT INTO t SELECT generate_series(1, 5000)");
+    }
+    let answers = answers.await.expect("join");
+    assert!(matches!(answers[0].answer, Answer::SlruSegment { .. }), "{answers:?}");
     running.stop().await;
 }

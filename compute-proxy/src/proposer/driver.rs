@@ -77,6 +77,17 @@ impl Driver {
 
     pub(super) async fn run(
         mut self,
+        events: mpsc::Receiver<Event>,
+        appends: mpsc::Receiver<(Lsn, Bytes)>,
+        close: CancellationToken,
+    ) {
+        self.drive(events, appends, close).await;
+        // However it ended: nothing more will come that could carry them.
+        self.links.iter_mut().for_each(Link::tell_news);
+    }
+
+    async fn drive(
+        &mut self,
         mut events: mpsc::Receiver<Event>,
         mut appends: mpsc::Receiver<(Lsn, Bytes)>,
         close: CancellationToken,
@@ -85,7 +96,14 @@ impl Driver {
         let patience = sleep(Duration::ZERO);
         tokio::pin!(patience);
         let mut is_patient = false;
+        let news = sleep(Duration::ZERO);
+        tokio::pin!(news);
+        let mut has_news = false;
         loop {
+            if let Some(due) = self.news_due().filter(|_| !has_news) {
+                has_news = true;
+                news.as_mut().reset(due);
+            }
             let room = self.has_room();
             if self.proposer.holds_back() && !is_patient {
                 is_patient = true;
@@ -98,6 +116,13 @@ impl Driver {
                     self.proposer.set_patient(Vec::new());
                     last_words.extend(self.proposer.let_go());
                     return self.carry_out(last_words);
+                }
+                () = &mut news, if has_news => {
+                    has_news = false;
+                    let now = Instant::now();
+                    let is_due = |link: &&mut Link| link.news_due().is_some_and(|due| due <= now);
+                    self.links.iter_mut().filter(is_due).for_each(Link::tell_news);
+                    continue;
                 }
                 () = &mut patience, if is_patient => {
                     is_patient = false;
@@ -113,13 +138,18 @@ impl Driver {
                     self.proposer.heartbeat()
                 }
             };
+            // Whoever waits for a commit first.
+            self.publish();
             self.carry_out(actions);
             if let Some(term) = self.proposer.fenced_by() {
                 let text = format!("a newer compute has taken this branch over (term {term})");
                 return self.fail(AgentError::new(ErrorKind::Fenced, text));
             }
-            self.publish();
         }
+    }
+
+    fn news_due(&self) -> Option<Instant> {
+        self.links.iter().filter_map(Link::news_due).min()
     }
 
     /// A quorum takes what it is sent. Who hangs does not count.
@@ -131,9 +161,9 @@ impl Driver {
 
     fn give_up_the_silent(&mut self) {
         for link in &mut self.links {
-            if link.asked_at.is_some_and(|at| at.elapsed() > SILENCE_MAX) {
+            if link.is_silent_for(SILENCE_MAX) {
                 tracing::info!(member = %link.node, "a safekeeper does not answer; trying another connection");
-                link.asked_at = None;
+                link.note_answer();
                 link.disconnect();
             }
         }
@@ -146,17 +176,17 @@ impl Driver {
     fn on_event(&mut self, event: Event) -> Vec<Action> {
         match event {
             Event::Connected(node) => {
-                self.note_answer(node);
+                self.link(node).into_iter().for_each(Link::note_connection);
                 self.proposer.on_connected(node)
             }
             Event::Disconnected(node) => {
-                self.note_answer(node);
+                self.link(node).into_iter().for_each(Link::note_connection);
                 self.proposer.on_disconnected(node);
                 // The others may have been waiting for it.
                 if self.proposer.holds_back() { self.proposer.let_go() } else { Vec::new() }
             }
             Event::Message(node, message) => {
-                self.note_answer(node);
+                self.link(node).into_iter().for_each(Link::note_answer);
                 self.proposer.on_message(node, message)
             }
             Event::OldWal { to_member, from, bytes: Some(bytes) } => {
@@ -169,11 +199,8 @@ impl Driver {
         }
     }
 
-    /// Nothing is owed by a member that has spoken, or on a connection that is gone or new.
-    fn note_answer(&mut self, node: NodeId) {
-        if let Some(link) = self.links.iter_mut().find(|link| link.node == node) {
-            link.asked_at = None;
-        }
+    fn link(&mut self, node: NodeId) -> Option<&mut Link> {
+        self.links.iter_mut().find(|link| link.node == node)
     }
 
     fn publish(&mut self) {
@@ -237,11 +264,11 @@ impl Driver {
     }
 
     fn send(&mut self, to: NodeId, message: &ProposerMessage) {
-        let Some(link) = self.links.iter_mut().find(|link| link.node == to) else { return };
-        // The one message that is not answered.
-        if !matches!(message, ProposerMessage::Commit(_)) {
-            link.asked_at.get_or_insert_with(Instant::now);
+        let Some(link) = self.link(to) else { return };
+        match message {
+            // The one message that is not answered.
+            ProposerMessage::Commit(commit) => link.tell(commit),
+            message => link.ask(message),
         }
-        link.send(message);
     }
 }

@@ -19,10 +19,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use treering_consensus::{AcceptorMessage, ProposerMessage, codec::Message};
+use treering_consensus::{AcceptorMessage, Commit, ProposerMessage, codec::Message};
 use treering_types::NodeId;
 
-use super::driver::Event;
+use super::{driver::Event, news::News};
 use crate::Safekeeper;
 
 /// Messages that leave together: they were made together.
@@ -65,7 +65,8 @@ impl Queued {
 pub(super) struct Link {
     pub(super) node: NodeId,
     /// Since when the member owes an answer, if it does.
-    pub(super) asked_at: Option<Instant>,
+    asked_at: Option<Instant>,
+    news: News,
     queued: Queued,
     outgoing: Arc<Mutex<Option<Outgoing>>>,
     closed: CancellationToken,
@@ -95,6 +96,7 @@ impl Link {
         let link = Link {
             node,
             asked_at: None,
+            news: News::default(),
             queued: Queued::default(),
             outgoing: Arc::default(),
             closed: closed.clone(),
@@ -119,7 +121,52 @@ impl Link {
         self.queued.0.load(Ordering::Relaxed)
     }
 
-    pub(super) fn send(&self, message: &ProposerMessage) {
+    /// Sends what is answered.
+    pub(super) fn ask(&mut self, message: &ProposerMessage) {
+        let now = Instant::now();
+        self.asked_at.get_or_insert(now);
+        match message {
+            ProposerMessage::Append(_) => self.news.on_append(now),
+            // The conversation begins anew, and comes to what is committed by itself.
+            _ => self.news.forget(),
+        }
+        self.send(message);
+    }
+
+    /// Sends what is committed, now or soon ([`Link::news_due`]).
+    pub(super) fn tell(&mut self, commit: &Commit) {
+        if let Some(commit) = self.news.on_commit(commit.clone(), Instant::now()) {
+            self.send(&commit.into());
+        }
+    }
+
+    /// When [`Link::tell_news`] is to be called.
+    pub(super) fn news_due(&self) -> Option<Instant> {
+        self.news.due()
+    }
+
+    pub(super) fn tell_news(&mut self) {
+        if let Some(commit) = self.news.take() {
+            self.send(&commit.into());
+        }
+    }
+
+    pub(super) fn is_silent_for(&self, limit: Duration) -> bool {
+        self.asked_at.is_some_and(|at| at.elapsed() > limit)
+    }
+
+    /// Nothing is owed by a member that has spoken.
+    pub(super) fn note_answer(&mut self) {
+        self.asked_at = None;
+    }
+
+    /// Nothing is owed on a connection that is gone or new, nor to be told.
+    pub(super) fn note_connection(&mut self) {
+        self.asked_at = None;
+        self.news.forget();
+    }
+
+    fn send(&self, message: &ProposerMessage) {
         let outgoing = self.outgoing.lock();
         let Some(outgoing) = outgoing.as_ref() else { return };
         let frame = message.encode_in_two();

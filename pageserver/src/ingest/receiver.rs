@@ -110,6 +110,8 @@ struct Receiver<'a> {
     reported: (Lsn, Lsn),
     reported_at: Instant,
     last_wal_at: Instant,
+    /// The safekeeper was asked to hurry, and has sent nothing since.
+    has_hurried: bool,
     /// Since when another safekeeper is known to have more, while nothing comes.
     behind_since: Option<Instant>,
 }
@@ -143,6 +145,7 @@ impl<'a> Receiver<'a> {
             reported: (Lsn::INVALID, Lsn::INVALID),
             reported_at: Instant::now(),
             last_wal_at: Instant::now(),
+            has_hurried: false,
             behind_since: None,
         };
         receiver.handshake().await?;
@@ -218,8 +221,10 @@ impl<'a> Receiver<'a> {
         loop {
             let arrived = self.take_arrived()?;
             if !arrived.wal.is_empty() {
+                self.has_hurried = false;
                 self.apply(arrived.wal).await?;
             }
+            self.hurry_if_waited_for().await?;
             if arrived.reply_requested {
                 self.report().await?;
             }
@@ -233,6 +238,7 @@ impl<'a> Receiver<'a> {
                         return Err(ReceiveError::Closed);
                     }
                 }
+                () = self.live.waiters_arrived() => {}
                 _ = tick.tick() => {
                     self.check_lag()?;
                     self.report_if_due().await?;
@@ -308,20 +314,40 @@ impl<'a> Receiver<'a> {
 
     async fn report(&mut self) -> Result<(), ReceiveError> {
         let (applied, flushed) = self.position();
+        self.tell(applied, flushed, false).await?;
+        self.reported = (applied, flushed);
+        self.reported_at = Instant::now();
+        Ok(())
+    }
+
+    /// Asks for what there is, or comes next, without the long pause. (That is all that is heard: it is no report.)
+    async fn hurry_if_waited_for(&mut self) -> Result<(), ReceiveError> {
+        if self.has_hurried || !self.live.is_waited_for() {
+            return Ok(());
+        }
+        self.has_hurried = true;
+        let (applied, flushed) = self.position();
+        self.tell(applied, flushed, true).await
+    }
+
+    async fn tell(
+        &mut self,
+        applied: Lsn,
+        flushed: Lsn,
+        reply_requested: bool,
+    ) -> Result<(), ReceiveError> {
         let message = StandbyMessage::StatusUpdate {
             written: applied,
             flushed,
             applied,
             sent_at: clock::now(),
-            reply_requested: false,
+            reply_requested,
         };
         let mut payload = BytesMut::new();
         message.encode(&mut payload);
         let mut out = BytesMut::new();
         frontend::CopyData::new(payload)?.write(&mut out);
         self.stream.write_all_buf(&mut out).await?;
-        self.reported = (applied, flushed);
-        self.reported_at = Instant::now();
         Ok(())
     }
 

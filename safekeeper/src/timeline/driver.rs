@@ -117,8 +117,15 @@ impl Driver {
             let stop = stop.clone();
             let started = start_thread(move |runtime| {
                 let conversations = self.conversations.clone();
-                runtime.block_on(self.be_busy(&mut queue, &stop, first));
-                let _ = back_in.send((self, queue));
+                // A task like those that wake it: for what it waits for itself a runtime asks the kernel once more.
+                let busy = runtime.spawn(async move {
+                    self.be_busy(&mut queue, &stop, first).await;
+                    let _ = back_in.send((self, queue));
+                });
+                if runtime.block_on(busy).is_err() {
+                    // It has panicked, and who waits for what is sent back has heard of it.
+                    return;
+                }
                 // After a stop they still have their last answers to send.
                 conversations.close();
                 runtime.block_on(conversations.wait());
@@ -222,6 +229,8 @@ impl Driver {
 
     fn sync_here(&mut self, began: Instant, answers: &mut Vec<Outgoing>) {
         if self.member.unsynced_bytes() > 0 {
+            // What was committed before may be read meanwhile.
+            self.publish_status();
             self.member.sync(answers);
             self.metrics.observe_write(began.elapsed());
         }

@@ -22,12 +22,16 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// While commits follow each other closely, what they wrote goes out together, so often at most: waking a receiver for
 /// each would cost the machine more than the commits themselves. The first after a pause goes out at once.
 const SEND_PAUSE: Duration = Duration::from_millis(4);
+/// For the pageserver, while it does not say that somebody waits.
+const SEND_PAUSE_PAGESERVER: Duration = Duration::from_millis(16);
 /// Read from disk at once. So much does not wait for a pause to be over.
 const READ_BYTES_MAX: u64 = 8 * WAL_DATA_BYTES_MAX as u64;
 
 /// What a client's message means for the stream.
 enum Reply {
     GoOn,
+    /// What there is, or comes next, is wanted soon.
+    Hurry,
     /// The client ends the stream.
     Done,
     /// The client is gone.
@@ -64,10 +68,14 @@ impl Session {
         self.connection.out.copy_both_response();
         self.connection.flush().await?;
         let (mut sent, mut heard_at, mut sent_at) = (start, Instant::now(), Instant::now());
+        let send_pause = if self.is_pageserver { SEND_PAUSE_PAGESERVER } else { SEND_PAUSE };
+        // What there is when a stream begins is wanted soon.
+        let mut is_hurried = true;
         loop {
             let commit_lsn = status.borrow_and_update().commit_lsn;
-            let is_due = is_much(sent, commit_lsn) || sent_at.elapsed() >= SEND_PAUSE;
+            let is_due = is_hurried || is_much(sent, commit_lsn) || sent_at.elapsed() >= send_pause;
             if sent < commit_lsn && is_due {
+                is_hurried = false;
                 match self.send_wal(sent, commit_lsn).await? {
                     Some(end) => sent = end,
                     None => return self.connection.ready().await,
@@ -77,7 +85,7 @@ impl Session {
             let is_behind = sent < commit_lsn;
             let pause = match is_behind {
                 true if is_much(sent, commit_lsn) => Duration::ZERO,
-                true => SEND_PAUSE,
+                true => send_pause,
                 false => KEEPALIVE,
             };
             tokio::select! {
@@ -87,6 +95,7 @@ impl Session {
                     heard_at = Instant::now();
                     match self.reply(message?, commit_lsn).await? {
                         Reply::GoOn => {}
+                        Reply::Hurry => is_hurried = true,
                         Reply::Done => return self.finish().await,
                         Reply::Closed => return Ok(()),
                     }
@@ -142,6 +151,12 @@ impl Session {
     ) -> Result<Reply, SenderError> {
         match message {
             Some(Message::CopyData(payload)) => match StandbyMessage::parse(payload)? {
+                // The log is its reply. What it has done it says in reports of their own.
+                StandbyMessage::StatusUpdate { reply_requested: true, .. }
+                    if self.is_pageserver =>
+                {
+                    Ok(Reply::Hurry)
+                }
                 StandbyMessage::StatusUpdate { flushed, applied, reply_requested, .. } => {
                     if self.is_pageserver {
                         // A timeline that stops has no more use for it.
