@@ -4,6 +4,8 @@ use std::{fs, path::Path, time::Duration};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::wait_for;
+
 fn all() -> Vec<i32> {
     let entries = fs::read_dir("/proc").expect("/proc");
     entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
@@ -83,18 +85,24 @@ pub fn kill(pid: i32) {
     send(pid, Signal::KILL);
 }
 
-/// False once all its threads are gone, or only wait for its parent: what it had open, ports too, is closed by then.
-pub fn is_alive(pid: i32) -> bool {
-    let runs = |stat: String| {
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-    };
+/// The states of a process's threads: the letters of `proc(5)`'s `stat`.
+fn thread_states(pid: i32) -> impl Iterator<Item = char> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    threads.flat_map(|thread| fs::read_to_string(thread.path().join("stat"))).any(runs)
+    let stats = threads.flat_map(|thread| fs::read_to_string(thread.path().join("stat")));
+    stats.filter_map(|stat| stat.rsplit_once(") ")?.1.chars().next())
 }
 
-/// Freezes a process: it is there, and does not answer.
+/// False once all its threads are gone, or only wait for its parent: what it had open, ports too, is closed by then.
+pub fn is_alive(pid: i32) -> bool {
+    thread_states(pid).any(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Freezes a process: it is there, and does not answer. Its threads stop one after the other, on a busy machine some milliseconds after the
+/// signal: returns when the last one has.
 pub fn freeze(pid: i32) {
     send(pid, Signal::STOP);
+    let has_stopped = || thread_states(pid).all(|state| matches!(state, 'T' | 'Z' | 'X'));
+    wait_for("a process to stop", Duration::from_secs(30), || has_stopped().then_some(()));
 }
 
 pub fn thaw(pid: i32) {
