@@ -106,10 +106,10 @@ async fn no_cancelled_wait_is_reported_before_the_quorum_has_it() {
         ("client cancel", hidden, "INSERT INTO t VALUES ('hidden client cancel')"),
         ("pg_cancel_backend", "SELECT 1", "BEGIN; INSERT INTO t VALUES ('admin cancel'); COMMIT"),
         ("pg_cancel_backend", hidden, "INSERT INTO t VALUES ('hidden admin cancel')"),
-        ("nobody", "SET statement_timeout = '100ms'", "CALL committing('timeout')"),
+        ("nobody", "SET statement_timeout = '3s'", "CALL committing('timeout')"),
         (
             "nobody",
-            "SET statement_timeout = '100ms'; SET client_min_messages = error",
+            "SET statement_timeout = '3s'; SET client_min_messages = error",
             "CALL committing('hidden timeout')",
         ),
     ];

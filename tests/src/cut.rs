@@ -159,9 +159,13 @@ mod tests {
         address
     }
 
-    async fn says_back(stream: &mut TcpStream) -> Option<u8> {
+    /// For what must come, and for what must not.
+    const SOON: Duration = Duration::from_secs(20);
+    const SILENCE: Duration = Duration::from_millis(200);
+
+    async fn says_back(stream: &mut TcpStream, within: Duration) -> Option<u8> {
         let mut byte = [0];
-        let answer = timeout(Duration::from_millis(200), stream.read_exact(&mut byte)).await;
+        let answer = timeout(within, stream.read_exact(&mut byte)).await;
         answer.ok()?.ok().map(|_| byte[0])
     }
 
@@ -170,18 +174,18 @@ mod tests {
         let cut = Cut::to(echo().await).await;
         let mut stream = TcpStream::connect(cut.address).await.unwrap();
         stream.write_all(b"a").await.unwrap();
-        assert_eq!(says_back(&mut stream).await, Some(b'a'));
+        assert_eq!(says_back(&mut stream, SOON).await, Some(b'a'));
         cut.set(Way::Silent);
         stream.write_all(b"b").await.unwrap();
-        assert_eq!(says_back(&mut stream).await, None);
+        assert_eq!(says_back(&mut stream, SILENCE).await, None);
         cut.set(Way::Open);
-        assert_eq!(says_back(&mut stream).await, Some(b'b'), "late, not lost");
+        assert_eq!(says_back(&mut stream, SOON).await, Some(b'b'), "late, not lost");
         cut.lead_to(echo().await);
         let mut byte = [0];
         let ended = timeout(Duration::from_secs(5), stream.read(&mut byte)).await.expect("an end");
         assert!(matches!(ended, Ok(0) | Err(_)));
         let mut again = TcpStream::connect(cut.address).await.unwrap();
         again.write_all(b"c").await.unwrap();
-        assert_eq!(says_back(&mut again).await, Some(b'c'));
+        assert_eq!(says_back(&mut again, SOON).await, Some(b'c'));
     }
 }

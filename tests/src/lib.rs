@@ -283,6 +283,22 @@ impl Treering {
     }
 }
 
+/// Whether a backend waits for its commit to be durable: from then on nothing cancels it.
+pub async fn is_committing(client: &Client, pid: i32) -> bool {
+    let waits = "SELECT 1 FROM pg_stat_activity
+        WHERE pid = $1 AND wait_event IN ('WALSync', 'WALWrite', 'SyncRep')";
+    client.query_opt(waits, &[&pid]).await.expect("activity").is_some()
+}
+
+/// Returns when it does. What the question itself reads must be there: ask [`is_committing`] before anything is frozen.
+pub async fn until_committing(client: &Client, pid: i32) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_committing(client, pid).await {
+        assert!(Instant::now() < deadline, "{pid} does not wait for its commit");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 fn spawn_up(
     root: &Path,
     port: u16,

@@ -8,7 +8,7 @@ use std::{process::Stdio, time::Duration};
 
 use tokio::time::timeout;
 use tokio_postgres::{Client, error::SqlState};
-use treering_tests::{Treering, processes};
+use treering_tests::{Treering, is_committing, processes, until_committing};
 
 /// How long a client is watched for an answer that must not come.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -36,6 +36,7 @@ async fn backend(client: &Client) -> i32 {
 /// Runs `statement` against a frozen safekeeper, lets `cancel` end its wait, and expects silence until the thaw.
 async fn held<F: Future<Output = ()>>(
     treering: &Treering,
+    other: &Client,
     setting: &str,
     statement: &str,
     cancel: impl FnOnce(i32) -> F,
@@ -43,10 +44,11 @@ async fn held<F: Future<Output = ()>>(
     let client = treering.connect("main").await;
     let pid = backend(&client).await;
     client.batch_execute(setting).await.expect("set");
+    assert!(!is_committing(other, pid).await);
     let frozen = Frozen::now(treering);
     let statement = statement.to_owned();
     let mut answer = tokio::spawn(async move { client.batch_execute(&statement).await });
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    until_committing(other, pid).await;
     cancel(pid).await;
     let early = timeout(SILENCE, &mut answer).await;
     assert!(early.is_err(), "reported before it was durable: {early:?}");
@@ -84,7 +86,7 @@ async fn waits_on(treering: Treering) {
     // A session from before the freeze, to cancel from: its own reads need no quorum.
     let other = treering.connect("main").await;
 
-    held(&treering, "", "INSERT INTO t VALUES (1)", |pid| {
+    held(&treering, &other, "", "INSERT INTO t VALUES (1)", |pid| {
         let other = &other;
         async move {
             let done =
@@ -95,7 +97,7 @@ async fn waits_on(treering: Treering) {
     .await;
 
     // The client hides the warning from itself; the relay must not be fooled.
-    held(&treering, "SET client_min_messages = error", "INSERT INTO t VALUES (2)", |pid| {
+    held(&treering, &other, "SET client_min_messages = error", "INSERT INTO t VALUES (2)", |pid| {
         let other = &other;
         async move {
             other.query_one("SELECT pg_cancel_backend($1)", &[&pid]).await.expect("cancel");
@@ -103,15 +105,15 @@ async fn waits_on(treering: Treering) {
     })
     .await;
 
-    held(&treering, "SET statement_timeout = 700", "CALL put(3)", |_| async {}).await;
+    held(&treering, &other, "SET statement_timeout = 2000", "CALL put(3)", |_| async {}).await;
 
     // A cancel request of the client itself, on the client port.
     let client = treering.connect("main").await;
-    let token = client.cancel_token();
+    let (pid, token) = (backend(&client).await, client.cancel_token());
     let frozen = Frozen::now(&treering);
     let mut answer =
         tokio::spawn(async move { client.batch_execute("INSERT INTO t VALUES (4)").await });
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    until_committing(&other, pid).await;
     token.cancel_query(tokio_postgres::NoTls).await.expect("cancel request");
     assert!(timeout(SILENCE, &mut answer).await.is_err(), "reported before it was durable");
     drop(frozen);

@@ -116,7 +116,12 @@ fn a_second_up_a_port_in_use_a_newer_format_and_ctrl_c() {
     let data = treering.data_dir();
     let up = |extra: &[&str], data: &std::path::Path| {
         let mut command = std::process::Command::new(binary());
-        command.arg("--data-dir").arg(data).arg("up").args(extra).output().expect("treering")
+        command
+            .arg("--data-dir")
+            .arg(data)
+            .args(["up", "--listen-http", "127.0.0.1:0"])
+            .args(extra);
+        command.output().expect("treering")
     };
     let second = up(&["--listen", "127.0.0.1:0"], &data);
     assert_eq!(exit(&second), 1);

@@ -325,26 +325,35 @@ async fn logs_agree(run: &Run, end: Lsn) {
         tenant.as_str().expect("id"),
         timeline.as_str().expect("id")
     );
-    let deadline = Instant::now() + SETTLE_LIMIT;
-    let copies = loop {
+    let copies = async || -> Vec<Value> {
         let views = run.deployment.safekeeper_views().await;
         let logs = views.iter().flat_map(|view| view["logs"].as_array().expect("logs"));
-        let copies: Vec<Value> =
-            logs.filter(|log| log["timeline_id"] == *timeline).cloned().collect();
+        logs.filter(|log| log["timeline_id"] == *timeline).cloned().collect()
+    };
+    let start = |copies: &[Value]| copies.iter().map(|copy| lsn(&copy["trim_lsn"])).max();
+    let deadline = Instant::now() + SETTLE_LIMIT;
+    let mut at = loop {
+        let copies = copies().await;
         if copies.len() == 3 && copies.iter().all(|copy| lsn(&copy["commit_lsn"]) >= end) {
-            break copies;
+            break start(&copies).expect("three");
         }
         assert!(Instant::now() < deadline, "not everywhere: {end}, {copies:?}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     };
-    let mut at = copies.iter().map(|copy| lsn(&copy["trim_lsn"])).max().expect("three");
-    while at < end {
+    'pieces: while at < end {
         let to = end.min(Lsn(at.0 + PIECE_BYTES));
         let mut pieces = Vec::new();
         for nth in 0..3 {
             let base = run.deployment.safekeeper_http(nth);
             let url = format!("{base}{path}/wal?from={at}&to={to}&committed=true");
             let answer = reqwest::get(&url).await.expect("an answer");
+            if answer.status() == reqwest::StatusCode::GONE {
+                // The pageserver needs it no more, since just now.
+                assert!(Instant::now() < deadline, "{url}: gone");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                at = start(&copies().await).map_or(at, |start| start.max(at));
+                continue 'pieces;
+            }
             assert!(answer.status().is_success(), "{url}: {}", answer.status());
             pieces.push(answer.bytes().await.expect("bytes"));
         }

@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use tokio::time::timeout;
 use tokio_postgres::{Client, error::SqlState};
-use treering_tests::{Treering, processes};
+use treering_tests::{Treering, is_committing, processes, until_committing, wait_for};
 
 async fn number(client: &Client, sql: &str) -> i32 {
     client.query_one(sql, &[]).await.expect(sql).get(0)
@@ -41,10 +41,11 @@ async fn a_session_is_its_backends_own() {
         sockets_of(pid).iter().any(|socket| connections.contains(socket)),
         "the backend has no connection of the client port"
     );
-    assert!(
-        !sockets_of(treering.service("agent")).iter().any(|socket| connections.contains(socket)),
-        "the agent still has the client's connection"
-    );
+    // It closes its own when it has heard that the backend has it.
+    let agent = treering.service("agent");
+    wait_for("the agent to let go of the connection", Duration::from_secs(10), || {
+        (!sockets_of(agent).iter().any(|socket| connections.contains(socket))).then_some(())
+    });
     // More than any buffer holds, both ways.
     let long = "x".repeat(3_000_000);
     let row = client.query_one("SELECT length($1), repeat($1, 3)", &[&long]).await.expect("long");
@@ -72,6 +73,7 @@ async fn a_session_outlives_its_agent() {
     let other = treering.connect("main").await;
     // So that no page is missing for it when there is nobody who could bring one: a page may wait for log that only the quorum has.
     other.query_one("SELECT pg_cancel_backend(NULL)", &[]).await.expect("nobody is cancelled");
+    assert!(!is_committing(&other, pid).await);
     tokio::task::block_in_place(|| treering.kill_service("agent"));
     client
         .batch_execute("INSERT INTO t VALUES (1)")
@@ -85,7 +87,7 @@ async fn a_session_outlives_its_agent() {
     processes::freeze(safekeeper);
     let mut answer =
         tokio::spawn(async move { client.batch_execute("INSERT INTO t VALUES (2)").await });
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    until_committing(&other, pid).await;
     other.query_one("SELECT pg_cancel_backend($1)", &[&pid]).await.expect("cancel");
     tokio::time::sleep(Duration::from_millis(500)).await;
     processes::kill(treering.service("agent"));
