@@ -83,6 +83,17 @@ impl Copy {
         Ok(())
     }
 
+    /// Whether a message is at hand: [`Copy::payload`] may wait otherwise.
+    pub fn has_message(&self) -> bool {
+        match self.input.as_ref() {
+            [_, l0, l1, l2, l3, rest @ ..] => {
+                // The length counts itself (Postgres documentation, "Message Formats").
+                u64::from(u32::from_be_bytes([*l0, *l1, *l2, *l3])) <= rest.len() as u64 + 4
+            }
+            _ => false,
+        }
+    }
+
     /// The next payload; `None` at the end that the other side declared. A stream that breaks off is an error.
     pub fn payload(&mut self) -> io::Result<Option<Bytes>> {
         loop {

@@ -1,13 +1,12 @@
 //! Fetching: from blocks that Postgres misses to blocks that are in its files.
 //!
-//! A block is asked for once at a time ([`InFlight`]); a page counts only if nothing happened to its block since it
-//! was planned (`FetchPlan`); it is written through a descriptor that was proven to be the file's.
+//! A block is asked for once at a time ([`InFlight`]); what comes is written by [`super::land`], through a descriptor
+//! that was proven to be the file's.
 
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io,
-    os::unix::fs::FileExt,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,11 +14,12 @@ use std::{
 
 use bytes::BytesMut;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use treering_presence::{BLOCK_SIZE, FetchPlan, State};
+use treering_presence::{FetchPlan, State};
 use treering_types::PAGE_SIZE;
 use treering_wire::pagestream::{Answer, Header, Question, Request, Response};
 
 use super::{
+    land::Run,
     layout::{LazyFile, Source, identity},
     lsn::Horizon,
     room::Room,
@@ -194,7 +194,7 @@ impl Fetcher {
         self.idle.lock().clear();
     }
 
-    fn path(&self, id: BlockId) -> String {
+    pub(super) fn path(&self, id: BlockId) -> String {
         self.files.get(id.file as usize).map_or_else(String::new, |file| file.path.clone())
     }
 
@@ -322,18 +322,21 @@ impl Fetcher {
             pageserver::put_copy_data(&mut out, &payload);
         }
         copy.send(&mut out).map_err(|error| broken(&error))?;
-        let mut failed = None;
+        let (mut failed, mut run) = (None, Run::default());
         for request in requests {
+            if !copy.has_message() {
+                // What is here does not wait for what is not.
+                failed = failed.or(self.land(&mut run).err());
+            }
             let payload = copy.payload().map_err(|error| broken(&error))?;
             let payload = payload.ok_or_else(|| broken(&"the page stream ended"))?;
             let response = Response::parse(payload).map_err(|error| broken(&error))?;
             if response.header.request_id != request.header.request_id {
                 return Err(broken(&"an answer to another question"));
             }
-            if let Err(error) = self.take(plans, request, &response) {
-                failed.get_or_insert(error);
-            }
+            failed = failed.or(self.take(plans, request, response, &mut run).err());
         }
+        failed = failed.or(self.land(&mut run).err());
         let mut idle = self.idle.lock();
         if idle.len() < IDLE_CONNECTIONS_MAX {
             idle.push(copy);
@@ -342,12 +345,13 @@ impl Fetcher {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Stores what one answer brought.
+    /// Takes what one answer brought.
     fn take(
         &self,
         plans: &[(BlockId, FetchPlan)],
         request: &Request,
-        response: &Response,
+        response: Response,
+        run: &mut Run,
     ) -> Result<(), FetchError> {
         let Some((id, plan)) = plans.get(request.header.request_id as usize) else { return Ok(()) };
         let refused = |message: &str| FetchError::Refused {
@@ -355,44 +359,35 @@ impl Fetcher {
             block: id.block,
             message: message.to_owned(),
         };
-        match (&response.answer, request.question) {
+        match (response.answer, request.question) {
             (Answer::Page { rel, block, page }, Question::Page { rel: asked, block: wanted })
-                if *rel == asked && *block == wanted && page.len() == PAGE_SIZE =>
+                if rel == asked && block == wanted && page.len() == PAGE_SIZE =>
             {
-                self.store(*id, *plan, page)
+                self.add(run, *id, *plan, page)
             }
             (
                 Answer::SlruSegment { kind, segment, pages },
                 Question::SlruSegment { kind: asked, segment: wanted },
-            ) if *kind == asked && *segment == wanted => {
+            ) if kind == asked && segment == wanted => {
                 let of_file = plans.iter().filter(|(other, _)| other.file == id.file);
                 for (id, plan) in of_file {
                     let start = id.block as usize * PAGE_SIZE;
-                    let page = pages.get(start..start + PAGE_SIZE);
-                    self.store(*id, *plan, page.ok_or_else(|| refused("the page is missing"))?)?;
+                    if pages.len() < start + PAGE_SIZE {
+                        return Err(refused("the page is missing"));
+                    }
+                    self.add(run, *id, *plan, pages.slice(start..start + PAGE_SIZE))?;
                 }
                 Ok(())
             }
-            (Answer::Error { message }, _) => Err(refused(message)),
+            (Answer::Error { message }, _) => Err(refused(&message)),
             _ => Err(refused("an answer to another question")),
         }
     }
 
-    /// Puts a page into its file, unless something happened to the block since the plan.
-    fn store(&self, id: BlockId, plan: FetchPlan, page: &[u8]) -> Result<(), FetchError> {
-        let Some(agent) = self.shared.agent(id.file as usize) else { return Ok(()) };
-        let file =
-            self.file(id.file).map_err(|error| FetchError::File { path: self.path(id), error })?;
-        let Some(claim) = agent.claim_fetch(plan) else { return Ok(()) };
-        let written = file.write_all_at(page, u64::from(id.block) * BLOCK_SIZE);
-        let ended = match written {
-            Ok(()) => agent.publish_fetch(claim),
-            Err(_) => agent.abort_fetch(claim),
-        };
+    /// A block of ours is no longer absent, or was given up.
+    pub(super) fn landed(&self, id: BlockId) {
         self.in_flight.land(id);
         self.room.taken();
-        written.map_err(|error| FetchError::File { path: self.path(id), error })?;
-        ended.map_err(|_| FetchError::Damaged { path: self.path(id) })
     }
 
     /// The file's descriptor, proven to be the one that was laid out, whatever its name stands for by now.

@@ -1,7 +1,7 @@
 //! Lazy pages, the agent's side: a compute starts with sparse files and fetches a page when it first touches it.
 //!
 //! [`layout`] makes the files and the maps of a start; [`serve`] answers the library under Postgres; [`fetch`] brings
-//! pages, [`readahead`] says which ones early, [`lsn`] at which LSN; [`lease`] tells the pageserver of it;
+//! pages and `land` writes them, [`readahead`] says which ones early, [`lsn`] at which LSN; [`lease`] tells the pageserver of it;
 //! [`drop`] keeps the files within a limit; [`keep`] saves over a clean stop what only the files hold; [`imports`] and [`library`] decide whether the library
 //! can be put under a binary at all. The protocol between both sides is `docs/formats/presence.md`, what else they
 //! share `docs/formats/pages-door.md`.
@@ -13,6 +13,7 @@ pub mod drop;
 pub mod fetch;
 pub mod imports;
 pub mod keep;
+mod land;
 pub mod layout;
 pub mod lease;
 pub mod library;
