@@ -11,7 +11,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use treering_wire::{
     backend::{self, Message},
     client::{Handshake, Outcome, Reply},
-    frame::{BODY_BYTES_MAX, next_frame},
+    frame::{BODY_BYTES_MAX, HEADER_SIZE, Header as FrameHeader, next_frame},
     startup::StartupMessage,
 };
 
@@ -85,12 +85,11 @@ impl Copy {
 
     /// Whether a message is at hand: [`Copy::payload`] may wait otherwise.
     pub fn has_message(&self) -> bool {
-        match self.input.as_ref() {
-            [_, l0, l1, l2, l3, rest @ ..] => {
-                // The length counts itself (Postgres documentation, "Message Formats").
-                u64::from(u32::from_be_bytes([*l0, *l1, *l2, *l3])) <= rest.len() as u64 + 4
-            }
-            _ => false,
+        match FrameHeader::parse(&self.input) {
+            Ok(Some(header)) => self.input.len() - HEADER_SIZE >= header.body_bytes as usize,
+            Ok(None) => false,
+            // It says so at once.
+            Err(_) => true,
         }
     }
 
