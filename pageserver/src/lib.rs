@@ -26,11 +26,17 @@ pub mod remote;
 pub mod service;
 mod waiters;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
+use treering_wire::neighbour;
 
 pub use error::ServiceError;
 pub use options::{PageserverOptions, Safekeeper};
@@ -43,6 +49,8 @@ pub struct Listening {
     pub http: SocketAddr,
 }
 
+/// Neighbours that wait to be accepted.
+const LISTEN_QUEUE: i32 = 1024;
 /// After this a stop no longer waits for requests under way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a stop may spend on making what was ingested durable: it would only be ingested again.
@@ -60,11 +68,15 @@ pub async fn run(
     let pg = listen(options.listen_pg, "page service").await?;
     let http = listen(options.listen_http, "admin API").await?;
     let listening = Listening { pg: pg.local_addr()?, http: http.local_addr()? };
+    let neighbours = listen_to_neighbours(listening.pg)?;
     let place = options.data_dir.display().to_string();
     let opened = cancel.clone();
     let service = tokio::task::spawn_blocking(move || Service::open(options, opened)).await?;
     let service = service.with_context(|| format!("pageserver data directory {place}"))?;
     let mut faces = JoinSet::new();
+    if let Some(neighbours) = neighbours {
+        faces.spawn(page_service::run(Arc::clone(&service), neighbours));
+    }
     faces.spawn(page_service::run(Arc::clone(&service), pg));
     faces.spawn(ingest::poll::run(Arc::clone(&service)));
     faces.spawn(Arc::clone(&service).expire_leases());
@@ -84,6 +96,21 @@ pub async fn run(
 
 async fn listen(address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{what}: listen on {address}"))
+}
+
+/// Under the name that goes with the address, if one does.
+fn listen_to_neighbours(address: SocketAddr) -> anyhow::Result<Option<UnixListener>> {
+    let Some(name) = neighbour::abstract_name(address) else { return Ok(None) };
+    let listen = || {
+        let listener = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        listener.bind(&SockAddr::unix(name)?)?;
+        listener.listen(LISTEN_QUEUE)?;
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(OwnedFd::from(listener).into())
+    };
+    let listening: io::Result<UnixListener> = listen();
+    let what = || format!("page service: listen on the Unix socket that goes with {address}");
+    listening.map(Some).with_context(what)
 }
 
 /// Lets requests end, then flushes; both within bounds.

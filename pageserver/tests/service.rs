@@ -4,8 +4,9 @@
 mod support;
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::TcpStream,
+    os::{linux::net::SocketAddrExt, unix::net::UnixListener},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -16,6 +17,7 @@ use std::{
 use axum::{Json, Router, routing::get};
 use bytes::BytesMut;
 use serde_json::{Value, json};
+use socket2::{Domain, SockAddr, Socket, Type};
 use support::{MAIN, Server, TENANT};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -34,8 +36,8 @@ use treering_wire::{
     backend::{self, Message},
     client::{Handshake, Outcome, Reply},
     frame::{BODY_BYTES_MAX, next_frame},
-    frontend,
-    pagestream::{Answer, Header, Question, Request, Response},
+    frontend, neighbour,
+    pagestream::{self, Answer, Header, Question, Request, Response},
     replication::StandbyMessage,
     startup::{self, StartupMessage},
 };
@@ -151,13 +153,24 @@ async fn answer(response: reqwest::Response) -> (u16, Value) {
 
 /// A connection to the page service, past start-up.
 struct Pages {
-    stream: TcpStream,
+    stream: Socket,
     input: BytesMut,
 }
 
 impl Pages {
     fn connect(listening: Listening) -> Pages {
-        let stream = TcpStream::connect(listening.pg).expect("connect");
+        Pages::start(TcpStream::connect(listening.pg).expect("connect").into())
+    }
+
+    /// Over the Unix socket.
+    fn beside(listening: Listening) -> Pages {
+        let name = neighbour::abstract_name(listening.pg).expect("loopback");
+        let stream = Socket::new(Domain::UNIX, Type::STREAM, None).expect("socket");
+        stream.connect(&SockAddr::unix(name).expect("name")).expect("connect");
+        Pages::start(stream)
+    }
+
+    fn start(stream: Socket) -> Pages {
         stream.set_read_timeout(Some(Duration::from_secs(30))).expect("timeout");
         let mut pages = Pages { stream, input: BytesMut::new() };
         let startup = StartupMessage::new([("user", "test")]);
@@ -225,9 +238,7 @@ impl Pages {
         for request in requests {
             let mut payload = BytesMut::new();
             request.encode(&mut payload);
-            out.extend_from_slice(b"d");
-            out.extend_from_slice(&(payload.len() as u32 + 4).to_be_bytes());
-            out.extend_from_slice(&payload);
+            put_copy_data(&mut out, &payload);
         }
         self.send(&mut out);
         let answer = |_| match self.message() {
@@ -236,6 +247,12 @@ impl Pages {
         };
         requests.iter().map(answer).collect()
     }
+}
+
+fn put_copy_data(out: &mut BytesMut, payload: &[u8]) {
+    out.extend_from_slice(b"d");
+    out.extend_from_slice(&(payload.len() as u32 + 4).to_be_bytes());
+    out.extend_from_slice(payload);
 }
 
 fn free_port() -> u16 {
@@ -345,6 +362,18 @@ async fn pages_follow_the_log() {
     );
     assert!(matches!(&rest[4].answer, Answer::Exists { exists: false, .. }));
 
+    // A neighbour gets the same, all at once and one by one, wherever it says that it runs.
+    let mut beside = Pages::beside(running.listening);
+    assert!(matches!(beside.query(&stream), Ok(Outcome::Copy { .. })));
+    assert!(beside.ask(&requests) == responses);
+    for (core, (request, response)) in (0..).step_by(500).zip(requests.iter().zip(&responses)) {
+        let (mut out, mut payload) = (BytesMut::new(), BytesMut::new());
+        pagestream::put_core(&mut payload, core);
+        put_copy_data(&mut out, &payload);
+        beside.send(&mut out);
+        assert!(beside.ask(std::slice::from_ref(request)) == std::slice::from_ref(response));
+    }
+
     // Before the update, by time and by LSN.
     let timeline = format!("{}/{MAIN}", running.timelines());
     let (status, found) = running.get(format!("{timeline}/timestamp_by_lsn?lsn={first}")).await;
@@ -403,6 +432,22 @@ async fn pages_follow_the_log() {
     assert_eq!(delete(format!("{}/{child}", running.timelines())).await, 204);
     assert_eq!(delete(timeline).await, 204);
     running.stop().await;
+}
+
+#[tokio::test]
+async fn a_name_that_is_taken_is_refused_like_a_port() {
+    let folder = tempfile::tempdir().expect("folder");
+    let safekeeper = Safekeeper::alone("http://127.0.0.1:1".to_owned(), "127.0.0.1:1".to_owned());
+    let mut options = PageserverOptions::new(folder.path(), safekeeper);
+    options.listen_pg.set_port(free_port());
+    let name = neighbour::abstract_name(options.listen_pg).expect("loopback");
+    let name = std::os::unix::net::SocketAddr::from_abstract_name(&name[1..]).expect("name");
+    let _taken = UnixListener::bind_addr(&name).expect("bind");
+    let ready = |_| panic!("it listens");
+    let refused = treering_pageserver::run(options, CancellationToken::new(), ready).await;
+    let error = refused.expect_err("refused");
+    let cause = error.root_cause().downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    assert_eq!(cause, Some(ErrorKind::AddrInUse), "{error:#}");
 }
 
 /// Log that nobody waits for may come late, so that it costs little. Who waits for it must be heard of.

@@ -316,6 +316,9 @@ impl Fetcher {
         let mut copy = self.connection()?;
         let mut out = BytesMut::with_capacity(requests.len() * 64);
         let mut payload = BytesMut::with_capacity(64);
+        if requests.len() == 1 {
+            copy.put_core(&mut out);
+        }
         for request in requests {
             payload.clear();
             request.encode(&mut payload);

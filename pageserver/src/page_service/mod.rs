@@ -14,10 +14,11 @@ use std::{io, sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::Semaphore,
     time::timeout,
 };
+use tokio_util::either::Either;
 use treering_types::ErrorKind;
 use treering_wire::{
     backend::{Report, Writer, sqlstate},
@@ -36,14 +37,50 @@ const STARTUP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Reading of requests stops while this much is answered but not sent.
 const READ_BYTES: usize = 64 << 10;
 
+/// Where connections come from. Each has room for as many.
+#[derive(Debug)]
+pub enum Listener {
+    Tcp(TcpListener),
+    /// Only from this host.
+    Unix(UnixListener),
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Listener {
+        Listener::Tcp(listener)
+    }
+}
+
+impl From<UnixListener> for Listener {
+    fn from(listener: UnixListener) -> Listener {
+        Listener::Unix(listener)
+    }
+}
+
+type Stream = Either<TcpStream, UnixStream>;
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Either::Left(stream))
+            }
+            Listener::Unix(listener) => Ok(Either::Right(listener.accept().await?.0)),
+        }
+    }
+}
+
 /// Accepts connections until the service stops.
-pub async fn run(service: Arc<Service>, listener: TcpListener) {
+pub async fn run(service: Arc<Service>, listener: impl Into<Listener>) {
+    let listener = listener.into();
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(stream) => stream,
                 Err(error) => {
                     // Out of file descriptors, mostly: not worth dying for.
                     tracing::warn!(%error, "accept");
@@ -69,7 +106,7 @@ pub async fn run(service: Arc<Service>, listener: TcpListener) {
 
 /// A connection: what came and was not taken, what is to be sent.
 struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     input: BytesMut,
     out: Writer,
 }
@@ -98,8 +135,7 @@ impl Connection {
     }
 }
 
-async fn serve(service: &Arc<Service>, stream: TcpStream) -> Result<(), ServiceError> {
-    stream.set_nodelay(true)?;
+async fn serve(service: &Arc<Service>, stream: Stream) -> Result<(), ServiceError> {
     let mut connection = Connection { stream, input: BytesMut::new(), out: Writer::new() };
     match timeout(STARTUP_TIMEOUT, start(&mut connection)).await {
         Ok(Ok(true)) => {}

@@ -9,22 +9,25 @@
 use std::{
     collections::VecDeque,
     io::{self, Read, Write},
-    net::{Shutdown, TcpStream},
+    net::Shutdown,
+    os::fd::OwnedFd,
     sync::Arc,
     thread,
     time::Instant,
 };
 
 use bytes::BytesMut;
-use rustix::net::sockopt::socket_incoming_cpu;
+use socket2::Socket;
 use tokio::{runtime::Handle, sync::oneshot};
+use tokio_util::either::Either;
 use treering_threads::Place;
 use treering_types::Lsn;
 use treering_wire::{
     backend::Writer,
     frame::{BODY_BYTES_MAX, next_frame},
     frontend::Message,
-    pagestream::{Answer, Header, Request, Response},
+    neighbour,
+    pagestream::{self, Answer, Header, Request, Response},
 };
 
 use super::{Connection, READ_BYTES, answers};
@@ -39,6 +42,8 @@ const STACK_BYTES: usize = 1 << 20;
 #[derive(Default)]
 struct Arrived {
     requests: VecDeque<Request>,
+    /// Where the asker runs, by its word.
+    core: Option<u32>,
     is_done: bool,
 }
 
@@ -49,13 +54,18 @@ pub(super) async fn serve(
     connection: Connection,
 ) -> Result<(), ServiceError> {
     let Connection { stream, input, out } = connection;
-    let stream = stream.into_std()?;
+    let is_near = matches!(stream, Either::Right(_));
+    let stream = match stream {
+        Either::Left(tcp) => OwnedFd::from(tcp.into_std()?),
+        Either::Right(unix) => OwnedFd::from(unix.into_std()?),
+    };
+    let stream = Socket::from(stream);
     stream.set_nonblocking(false)?;
     let open = Open(stream.try_clone()?);
     let stop = live.stop.clone();
     let (service, runtime) = (Arc::clone(service), Handle::current());
     let received = vec![0; READ_BYTES].into_boxed_slice();
-    let mut talk = Talk { service, live, runtime, stream, received, input, out };
+    let mut talk = Talk { service, live, runtime, stream, is_near, received, input, out };
     let (over, mut ended) = oneshot::channel();
     let thread = thread::Builder::new().name("pagestream".to_owned()).stack_size(STACK_BYTES);
     thread.spawn(move || {
@@ -69,7 +79,7 @@ pub(super) async fn serve(
 }
 
 /// A connection that is closed when nobody waits for its end any more.
-struct Open(TcpStream);
+struct Open(Socket);
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -83,7 +93,9 @@ struct Talk {
     service: Arc<Service>,
     live: Arc<LiveTimeline>,
     runtime: Handle,
-    stream: TcpStream,
+    stream: Socket,
+    /// A Unix socket.
+    is_near: bool,
     /// Where the socket is read into.
     received: Box<[u8]>,
     input: BytesMut,
@@ -96,12 +108,11 @@ impl Talk {
         self.send()?;
         let mut arrived = Arrived::default();
         let mut place = Place::of_this_thread();
-        let is_near = self.stream.peer_addr().is_ok_and(|address| address.ip().is_loopback());
         loop {
             take_arrived(&mut self.input, &mut arrived)?;
             if !arrived.requests.is_empty() {
-                match socket_incoming_cpu(&self.stream) {
-                    Ok(core) if is_near && arrived.requests.len() == 1 => place.beside(core),
+                match arrived.core {
+                    Some(core) if arrived.requests.len() == 1 => place.beside(core),
                     _ => place.anywhere(),
                 }
                 self.answer_batch(&mut arrived.requests)?;
@@ -111,6 +122,9 @@ impl Talk {
             if arrived.is_done || self.live.stop.is_cancelled() {
                 self.out.copy_done();
                 return Ok(self.send()?);
+            }
+            if self.is_near {
+                neighbour::wait_to_read(&self.stream, None)?;
             }
             let count = self.stream.read(&mut self.received)?;
             if count == 0 && !self.live.stop.is_cancelled() {
@@ -157,7 +171,10 @@ fn take_arrived(input: &mut BytesMut, arrived: &mut Arrived) -> Result<(), Servi
     while arrived.requests.len() < BATCH_MAX && !arrived.is_done {
         let Some(frame) = next_frame(input, BODY_BYTES_MAX)? else { break };
         match Message::parse(frame)? {
-            Message::CopyData(payload) => arrived.requests.push_back(Request::parse(payload)?),
+            Message::CopyData(payload) => match pagestream::core(&payload) {
+                core @ Some(_) => arrived.core = core,
+                None => arrived.requests.push_back(Request::parse(payload)?),
+            },
             Message::CopyDone | Message::CopyFail(_) | Message::Terminate => arrived.is_done = true,
             Message::Flush | Message::Sync => {}
             Message::Query(_) | Message::Password(_) | Message::Other(_) => {

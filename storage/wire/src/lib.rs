@@ -21,6 +21,7 @@ mod error;
 pub mod frame;
 pub mod frontend;
 pub mod lease;
+pub mod neighbour;
 pub mod pagestream;
 pub mod replication;
 pub mod startup;

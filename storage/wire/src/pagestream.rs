@@ -87,6 +87,22 @@ pub enum Answer {
 
 const SLRU_SEGMENT_PAGES: usize = 32;
 
+/// The type byte of [`put_core`], ours: far from the published ones.
+const CORE: u8 = 200;
+
+/// Appends a payload that is no request and has no answer: the core that who asks runs on, as the next requests are sent. Only for
+/// a server on the same host; whoever asks from elsewhere says nothing.
+pub fn put_core(out: &mut BytesMut, core: u32) {
+    out.put_u8(CORE);
+    out.put_u32(core);
+}
+
+/// The core that a payload names, if it is one of [`put_core`].
+pub fn core(payload: &[u8]) -> Option<u32> {
+    let (tag, core) = payload.split_first()?;
+    (*tag == CORE).then(|| core.try_into().ok().map(u32::from_be_bytes))?
+}
+
 impl Request {
     /// Reads the payload of a CopyData.
     ///
@@ -279,6 +295,23 @@ mod tests {
             }
             assert_eq!(Request::parse(bytes), Ok(request));
         }
+    }
+
+    #[test]
+    fn a_core_is_no_request() {
+        let mut out = BytesMut::new();
+        put_core(&mut out, 0x0102_0304);
+        assert_eq!(core(&out), Some(0x0102_0304));
+        for cut in 0..out.len() {
+            assert_eq!(core(&out[..cut]), None);
+        }
+        assert!(Request::parse(out.clone().freeze()).is_err());
+        out.put_u8(0);
+        assert_eq!(core(&out), None, "more than that");
+        let request = Request { header: HEADER, question: Question::DatabaseSize { database: 5 } };
+        let mut out = BytesMut::new();
+        request.encode(&mut out);
+        assert_eq!(core(&out), None);
     }
 
     #[test]

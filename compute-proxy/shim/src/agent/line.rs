@@ -1,4 +1,4 @@
-//! The connection itself: a unix socket that never blocks but in `poll`, out of the way of Postgres's descriptors.
+//! The connection itself: a unix socket that never blocks for long, out of the way of Postgres's descriptors.
 
 use core::ffi::{c_int, c_short};
 use core::mem;
@@ -17,6 +17,9 @@ use crate::{calls, table::has_room};
 const NUMBER_FLOOR: u64 = 4000;
 /// Below this limit's end, if the limit is lower.
 const BELOW_LIMIT: u64 = 24;
+
+/// So long a `recv` may wait by itself: one call, where asking `poll` makes three. Well below any limit that is set.
+const RECEIVE_MS: u32 = 100;
 
 /// The kept connection: the process that made it << 32 | its number + 1; 0 for none.
 static KEPT: AtomicU64 = AtomicU64::new(0);
@@ -75,12 +78,30 @@ impl Connection {
             // SAFETY: an address of this length.
             let done = unsafe { libc::connect(connection.fd, (&raw const address).cast(), length) };
             match if done == 0 { 0 } else { calls::errno() } {
-                0 | libc::EISCONN => return Ok(connection),
+                0 | libc::EISCONN => {
+                    connection.let_receive_wait();
+                    return Ok(connection);
+                }
                 // Many want to connect at once, and the agent has not taken them all.
                 libc::EAGAIN if patience.before_next_try() => {}
                 libc::EINTR => {}
                 code => return Err(Broken::Unreachable(code)),
             }
+        }
+    }
+
+    /// Where the kernel sets no limit, `recv` goes on not to wait, and `poll` does.
+    fn let_receive_wait(&self) {
+        let us = libc::suseconds_t::from(RECEIVE_MS).saturating_mul(1000);
+        let limit = libc::timeval { tv_sec: 0, tv_usec: us };
+        let (name, length) = (libc::SO_RCVTIMEO, mem::size_of_val(&limit) as libc::socklen_t);
+        // SAFETY: a value of this length.
+        let set = unsafe {
+            libc::setsockopt(self.fd, libc::SOL_SOCKET, name, (&raw const limit).cast(), length)
+        };
+        if set == 0 {
+            // SAFETY: the argument is a number: no flags of those that can be set.
+            unsafe { calls::fcntl(self.fd, libc::F_SETFL, 0) };
         }
     }
 
@@ -115,7 +136,8 @@ impl Connection {
     pub fn receive(&self, into: &mut [u8], patience: &mut Patience) -> Result<(), Broken> {
         let mut got = 0_usize;
         while let Some(rest) = into.get_mut(got..).filter(|rest| !rest.is_empty()) {
-            let flags = libc::MSG_DONTWAIT;
+            let may_wait = patience.left_ms() > RECEIVE_MS;
+            let flags = if may_wait { 0 } else { libc::MSG_DONTWAIT };
             // SAFETY: the rest of the buffer.
             let some = unsafe { calls::recv(self.fd, rest.as_mut_ptr().cast(), rest.len(), flags) };
             match usize::try_from(some) {
