@@ -159,7 +159,7 @@ impl Copy {
     /// Reads what is there, at least a byte.
     fn receive(&mut self) -> io::Result<()> {
         let silence = || io::Error::new(io::ErrorKind::TimedOut, "the pageserver does not answer");
-        if self.is_near && !neighbour::wait_to_read(&self.stream, Some(self.silence_max))? {
+        if self.is_near && !treering_threads::wait_to_read(&self.stream, Some(self.silence_max))? {
             return Err(silence());
         }
         let read = self.stream.read(&mut self.received).map_err(|error| match error.kind() {

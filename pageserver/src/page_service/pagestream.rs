@@ -20,13 +20,12 @@ use bytes::BytesMut;
 use socket2::Socket;
 use tokio::{runtime::Handle, sync::oneshot};
 use tokio_util::either::Either;
-use treering_threads::Place;
+use treering_threads::{Place, wait_to_read};
 use treering_types::Lsn;
 use treering_wire::{
     backend::Writer,
     frame::{BODY_BYTES_MAX, next_frame},
     frontend::Message,
-    neighbour,
     pagestream::{self, Answer, Header, Request, Response},
 };
 
@@ -124,7 +123,7 @@ impl Talk {
                 return Ok(self.send()?);
             }
             if self.is_near {
-                neighbour::wait_to_read(&self.stream, None)?;
+                wait_to_read(&self.stream, None)?;
             }
             let count = self.stream.read(&mut self.received)?;
             if count == 0 && !self.live.stop.is_cancelled() {

@@ -1,10 +1,19 @@
-//! Where a thread runs, and how urgently: wishes, all of them. What the kernel refuses is not done.
+//! Where a thread runs, and how urgently: wishes, all of them. What the kernel refuses is not done. And how it waits for a
+//! neighbour.
 
 #![forbid(unsafe_code)]
 
-use std::{fs::File, marker::PhantomData, os::unix::fs::FileExt, time::Duration};
+use std::{
+    fs::File,
+    io,
+    marker::PhantomData,
+    os::{fd::AsFd, unix::fs::FileExt},
+    time::Duration,
+};
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
     process::{getpid, getpriority_process, nice},
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
 };
@@ -113,11 +122,41 @@ impl Place {
     }
 }
 
+/// Waits until there is something to read from a Unix socket, or an end; `false`: not within the limit.
+///
+/// Who waits in the read itself is woken whenever the other side reads, too, because there is room to write then. Between
+/// two that ask and answer that is two wakes for nothing each time.
+///
+/// # Errors
+/// As poll(2); signals are none.
+pub fn wait_to_read(socket: impl AsFd, limit: Option<Duration>) -> io::Result<bool> {
+    let limit = limit.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
+    loop {
+        match poll(&mut [PollFd::new(&socket, PollFlags::IN)], limit.as_ref()) {
+            Ok(count) => return Ok(count > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::{io::Write, os::unix::net::UnixStream, time::Instant};
 
     use super::*;
+
+    #[test]
+    fn what_comes_or_ends_is_waited_for() {
+        let (mut here, there) = UnixStream::pair().unwrap();
+        let brief = Some(Duration::from_millis(10));
+        assert!(!wait_to_read(&there, brief).unwrap());
+        here.write_all(b"x").unwrap();
+        assert!(wait_to_read(&there, None).unwrap());
+        let (here, there) = UnixStream::pair().unwrap();
+        drop(here);
+        assert!(wait_to_read(&there, None).unwrap(), "the end");
+    }
 
     #[test]
     fn the_clock_tells_running_from_sleeping() {

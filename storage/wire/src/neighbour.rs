@@ -3,53 +3,16 @@
 //! Between processes of one host TCP costs about twice a Unix socket. Abstract names (unix(7)) belong to a network
 //! namespace, like its loopback addresses, and end with who bound them.
 
-use std::{io, net::SocketAddr, os::fd::AsFd, time::Duration};
-
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
-};
+use std::net::SocketAddr;
 
 /// The abstract name, with the zero byte that it begins with; `None` for an address that others may reach.
 pub fn abstract_name(address: SocketAddr) -> Option<String> {
     address.ip().is_loopback().then(|| format!("\0treering-pageserver-{address}"))
 }
 
-/// Waits until there is something to read from a Unix socket, or an end; `false`: not within the limit.
-///
-/// Who waits in the read itself is woken whenever the other side reads, too, because there is room to write then. Between
-/// two that ask and answer that is two wakes for nothing each time.
-///
-/// # Errors
-/// As poll(2); signals are none.
-pub fn wait_to_read(socket: impl AsFd, limit: Option<Duration>) -> io::Result<bool> {
-    let limit = limit.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
-    loop {
-        match poll(&mut [PollFd::new(&socket, PollFlags::IN)], limit.as_ref()) {
-            Ok(count) => return Ok(count > 0),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, os::unix::net::UnixStream};
-
     use super::*;
-
-    #[test]
-    fn what_comes_or_ends_is_waited_for() {
-        let (mut here, there) = UnixStream::pair().unwrap();
-        let brief = Some(Duration::from_millis(10));
-        assert!(!wait_to_read(&there, brief).unwrap());
-        here.write_all(b"x").unwrap();
-        assert!(wait_to_read(&there, None).unwrap());
-        let (here, there) = UnixStream::pair().unwrap();
-        drop(here);
-        assert!(wait_to_read(&there, None).unwrap(), "the end");
-    }
 
     #[test]
     fn only_loopback_has_a_name() {
